@@ -1,0 +1,370 @@
+"""The frozen records that everything speaks.
+
+What flows in: `HookEvent` (one payload an agent gave a hook), `Sighting` (what an adapter made of
+a hook event or of transcript lines) and `GatewayCall` (one HTTP attempt as a gateway saw it).
+What flows out: `Turn`, and the `Span`s that show it. Times are int nanoseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import TypeAlias
+
+AttributeValue: TypeAlias = str | bool | int | float | tuple[str, ...]
+
+
+class Source(StrEnum):
+    """Who saw it."""
+
+    HOOK = "hook"
+    TRANSCRIPT = "transcript"
+    GATEWAY = "gateway"
+
+
+class Outcome(StrEnum):
+    COMPLETED = "completed"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    ABANDONED = "abandoned"
+
+
+class Evidence(StrEnum):
+    """The key by which a gateway call was linked; only the last is an inference."""
+
+    TRACEPARENT = "traceparent"
+    TURN_ID = "turn_id"
+    RESPONSE_ID = "response_id"
+    REQUEST_ID = "request_id"
+    TOOL_CALL_ID = "tool_call_id"
+    SESSION_WINDOW = "session_window"
+
+    @property
+    def confidence(self) -> str:
+        return "inferred" if self is Evidence.SESSION_WINDOW else "exact"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookEvent:
+    """One payload that an agent gave a hook, untouched, with what only the hook could know."""
+
+    agent: str
+    time_ns: int
+    pid: int
+    env: Mapping[str, str]
+    payload: bytes
+    # The payload's real size; larger than len(payload) where the hook's cap cut it.
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one model call. *input_tokens* includes both cache counts, as in OTel."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    # Part of output_tokens, not beside it.
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallIdentity:
+    """What an agent tells a gateway about who is calling, in headers or body."""
+
+    agent: str
+    session_id: str | None = None
+    turn_key: str | None = None
+    subagent_id: str | None = None
+    # The agent's own word for the kind of call: main, subagent, auxiliary, compaction, ...
+    request_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayCall:
+    """One HTTP attempt at a model, as a gateway saw it."""
+
+    # Unique per physical attempt, given by the gateway that recorded it.
+    call_id: str
+    # Which gateway: "tracebridge" for ours.
+    gateway: str
+    method: str
+    path: str
+    start_ns: int
+    end_ns: int
+    identity: CallIdentity | None = None
+    # The header as the client sent it; never the one we added.
+    traceparent: str | None = None
+    # "anthropic.messages", "anthropic.count_tokens", ...; "unknown" where nothing was parsed.
+    dialect: str = "unknown"
+    provider: str | None = None
+    server_address: str | None = None
+    server_port: int | None = None
+    requested_model: str | None = None
+    model: str | None = None
+    streaming: bool = False
+    status_code: int | None = None
+    # Low cardinality: "429", "overloaded_error", "stream_cut", "client_abort", "connect_failed".
+    error_type: str | None = None
+    error_message: str | None = None
+    # First byte of the response body, and first token (text, thinking or tool input) in it.
+    first_byte_ns: int | None = None
+    first_token_ns: int | None = None
+    response_id: str | None = None
+    request_id: str | None = None
+    stop_reason: str | None = None
+    usage: Usage | None = None
+    # Tool calls the response asks for, and those whose results the request carries.
+    tool_call_ids: tuple[str, ...] = ()
+    tool_result_ids: tuple[str, ...] = ()
+    # The nth attempt that this client connection history shows for the same request, from 1.
+    attempt: int | None = None
+    request_bytes: int = 0
+    response_bytes: int = 0
+    # Allow-listed, lower-case names; never authorization.
+    request_headers: Mapping[str, str] = field(default_factory=dict)
+    response_headers: Mapping[str, str] = field(default_factory=dict)
+    # True where the recorded copy was cut at its cap or could not be parsed.
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Something said to the agent: the turn's prompt, or input while it ran."""
+
+    key: str
+    text: str | None = None
+    # "human", "task_notification", "command", ...
+    origin: str | None = None
+    start_ns: int | None = None
+    # Said while the turn was running, whether it was taken in or queued for the next.
+    mid_turn: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCall:
+    """One attempt at a model as the agent's own records tell it. *key*: response id or stand-in."""
+
+    key: str
+    response_id: str | None = None
+    request_id: str | None = None
+    requested_model: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    start_ns: int | None = None
+    end_ns: int | None = None
+    usage: Usage | None = None
+    stop_reason: str | None = None
+    status_code: int | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    attempt: int | None = None
+    output_text: str | None = None
+    tool_call_ids: tuple[str, ...] | None = None
+    purpose: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thinking:
+    """A thinking block of one response; its text may be empty while its time is known."""
+
+    key: str
+    call_key: str
+    start_ns: int | None = None
+    end_ns: int | None = None
+    text: str | None = None
+    redacted: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    key: str
+    name: str | None = None
+    start_ns: int | None = None
+    end_ns: int | None = None
+    # What the tool itself took, without hooks and approval.
+    duration_ns: int | None = None
+    input: str | None = None
+    output: str | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    exit_code: int | None = None
+    # Digest of name and input: how an ask without a tool call id finds its tool.
+    input_digest: str | None = None
+    mcp_server: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEdit:
+    key: str
+    tool_key: str
+    path: str | None = None
+    # "create", "update", "delete".
+    operation: str | None = None
+    lines_added: int | None = None
+    lines_removed: int | None = None
+    diff: str | None = None
+    failed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PermissionAsk:
+    """Somebody was asked. *tool_key* or, where the agent does not tell it, *input_digest*."""
+
+    key: str
+    tool_key: str | None = None
+    tool_name: str | None = None
+    input_digest: str | None = None
+    start_ns: int | None = None
+    end_ns: int | None = None
+    decision: str | None = None
+    decided_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subagent:
+    key: str
+    type: str | None = None
+    description: str | None = None
+    tool_key: str | None = None
+    # The subagent that started this one, if it was not the main thread.
+    parent_key: str | None = None
+    start_ns: int | None = None
+    end_ns: int | None = None
+    output: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compaction:
+    key: str
+    trigger: str | None = None
+    start_ns: int | None = None
+    end_ns: int | None = None
+    tokens_before: int | None = None
+    tokens_after: int | None = None
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnEnd:
+    """A sign that the turn is over, and how it went."""
+
+    key: str
+    end_ns: int
+    outcome: Outcome
+    message: str | None = None
+    error_type: str | None = None
+    # Subagents that were still at work then.
+    running: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo:
+    """What is true of the whole session (or of the turn, where the sighting names one)."""
+
+    key: str
+    agent_version: str | None = None
+    model: str | None = None
+    cwd: str | None = None
+    git_branch: str | None = None
+    permission_mode: str | None = None
+    pid: int | None = None
+    transcript: str | None = None
+    # Set when the session itself ended.
+    ended_ns: int | None = None
+    end_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """Who the work is for, in the user's own words."""
+
+    key: str = "tags"
+    customer_id: str | None = None
+    workflow_name: str | None = None
+    span_name: str | None = None
+    project_id: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+Part: TypeAlias = (
+    Prompt
+    | ModelCall
+    | Thinking
+    | ToolCall
+    | FileEdit
+    | PermissionAsk
+    | Subagent
+    | Compaction
+    | TurnEnd
+    | SessionInfo
+    | Tags
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """One thing one source saw: a partial record in which the unseen is None.
+
+    A sighting is a value: the same hook event or transcript line always gives an equal one, so a
+    set of sightings is all the state there is. Without *turn_key* it belongs to the turn of
+    *subagent_id*, or else to the whole session.
+    """
+
+    agent: str
+    session_id: str
+    source: Source
+    time_ns: int
+    part: Part
+    turn_key: str | None = None
+    subagent_id: str | None = None
+
+
+class SpanKind(IntEnum):
+    """The numbers are OTLP's."""
+
+    INTERNAL = 1
+    CLIENT = 3
+
+
+class Status(IntEnum):
+    """The numbers are OTLP's."""
+
+    UNSET = 0
+    OK = 1
+    ERROR = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanEvent:
+    name: str
+    time_ns: int
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanLink:
+    trace_id: str
+    span_id: str
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One finished span, or an open one while *end_ns* is None. Ids are lower-case hex."""
+
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None
+    name: str
+    kind: SpanKind
+    start_ns: int
+    end_ns: int | None
+    status: Status = Status.UNSET
+    status_message: str = ""
+    # In a fixed order, so that the same span always encodes to the same bytes.
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    events: tuple[SpanEvent, ...] = ()
+    links: tuple[SpanLink, ...] = ()
