@@ -1,0 +1,148 @@
+"""The spool: hook events and gateway calls wait here, one file each. The single way in.
+
+A file is written in `tmp/` and renamed into `new/`, so whoever reads sees whole files only. Its
+name starts with the time in nanoseconds. What is in it, in format 1:
+
+    name=value NUL name=value NUL ... NUL NUL payload
+
+The fields are `format` (1), `kind` ("hook" or "call"), `time_ns`, and for hooks also `agent`,
+`pid`, `payload_bytes` and one `env.NAME` for each allow-listed variable. The payload of a hook is
+what the agent sent, untouched; that of a call is a `GatewayCall` as JSON. NUL separated because it
+can be written without a JSON encoder: by a hook that has no time to import one, and by `sh`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracebridge.codec import decode, encode
+from tracebridge.model import GatewayCall, HookEvent
+
+SUFFIX = ".event"
+
+
+class SpoolFileError(ValueError):
+    """A spool file that cannot be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFile:
+    path: Path
+    content: HookEvent | GatewayCall | SpoolFileError
+
+
+class Spool:
+    """Own the spool directory below *home*."""
+
+    def __init__(self, home: Path) -> None:
+        self.new = home / "spool" / "new"
+        self._tmp = home / "spool" / "tmp"
+        self._bad = home / "spool" / "bad"
+        self._serial = itertools.count()
+
+    def create(self) -> None:
+        """Make the directories, readable by nobody else. Raise OSError where that is impossible."""
+        for directory in (self.new, self._tmp, self._bad):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def write_call(self, call: GatewayCall) -> None:
+        """Put *call* into the spool. Raise OSError if the disk does not take it."""
+        time_ns = time.time_ns()
+        name = f"{time_ns:020d}-{os.getpid()}-{next(self._serial)}{SUFFIX}"
+        head = f"format=1\0kind=call\0time_ns={time_ns}\0\0".encode()
+        unfinished = self._tmp / name
+        try:
+            file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:
+            self.create()
+            file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(head + encode(call))
+            unfinished.rename(self.new / name)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+    def read(self, limit: int = 1000) -> list[SpoolFile]:
+        """Return what waits, oldest first, at most *limit* files."""
+        return [self._read_file(path) for path in itertools.islice(self._waiting(), limit)]
+
+    def depth(self) -> int:
+        return sum(1 for _ in self._waiting())
+
+    def remove(self, file: SpoolFile) -> None:
+        file.path.unlink(missing_ok=True)
+
+    def set_aside(self, file: SpoolFile) -> Path:
+        """Move a file that cannot be understood out of the way; nothing is deleted."""
+        self._bad.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return file.path.rename(self._bad / file.path.name)
+
+    def _waiting(self) -> Iterator[Path]:
+        try:
+            names = os.listdir(self.new)
+        except FileNotFoundError:
+            return
+        for name in sorted(names):
+            if name.endswith(SUFFIX):
+                yield self.new / name
+
+    @staticmethod
+    def _read_file(path: Path) -> SpoolFile:
+        try:
+            # Not through a link: the spool may lie in a folder that others can write to.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            with os.fdopen(descriptor, "rb") as stream:
+                data = stream.read()
+                mtime_ns = os.fstat(stream.fileno()).st_mtime_ns
+            return SpoolFile(path, parse(data, mtime_ns))
+        except OSError as error:
+            return SpoolFile(path, SpoolFileError(f"{path}: {error.strerror}"))
+        except SpoolFileError as error:
+            return SpoolFile(path, SpoolFileError(f"{path}: {error}"))
+
+
+def parse(data: bytes, mtime_ns: int) -> HookEvent | GatewayCall:
+    """Return what the bytes of a spool file say; *mtime_ns* stands in for a missing time."""
+    head, separator, payload = data.partition(b"\0\0")
+    if not separator:
+        raise SpoolFileError("no end of the header: the file is cut or not ours")
+    fields: dict[str, str] = {}
+    for line in head.split(b"\0"):
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            raise SpoolFileError(f"header field {line[:40]!r} has no value")
+        fields[name.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+    if fields.get("format") != "1":
+        raise SpoolFileError(f"format {fields.get('format')!r} is not known; update tracebridge")
+    kind = fields.get("kind")
+    if kind == "call":
+        try:
+            return decode(payload, GatewayCall)
+        except ValueError as error:
+            raise SpoolFileError(f"gateway call: {error}") from error
+    if kind == "hook":
+        return HookEvent(
+            agent=fields.get("agent", ""),
+            time_ns=_number(fields, "time_ns", mtime_ns),
+            pid=_number(fields, "pid", 0),
+            env={
+                name.removeprefix("env."): value
+                for name, value in fields.items()
+                if name.startswith("env.")
+            },
+            payload=payload,
+            payload_bytes=_number(fields, "payload_bytes", len(payload)),
+        )
+    raise SpoolFileError(f"kind {kind!r} is not known; update tracebridge")
+
+
+def _number(fields: dict[str, str], name: str, default: int) -> int:
+    text = fields.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else default
