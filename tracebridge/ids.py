@@ -1,7 +1,7 @@
 """The id contract, version 1: any process in any language computes the same ids alone.
 
-    trace_id = hex(SHA-256("tracebridge/1\\n" + agent + "\\n" + session_id + "\\n" + turn_key))[:32]
-    span_id  = hex(SHA-256(trace_id + "\\n" + kind + "\\n" + key))[:16]
+trace_id = hex(SHA-256("tracebridge/1\\n" + agent + "\\n" + session_id + "\\n" + turn_key))[:32]
+span_id  = hex(SHA-256(trace_id + "\\n" + kind + "\\n" + key))[:16]
 """
 
 from __future__ import annotations
