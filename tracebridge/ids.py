@@ -1,7 +1,7 @@
-"""The id contract, version 1: any process in any language computes the same ids alone.
+r"""The id contract, version 1: any process in any language computes the same ids alone.
 
-trace_id = hex(SHA-256("tracebridge/1\\n" + agent + "\\n" + session_id + "\\n" + turn_key))[:32]
-span_id  = hex(SHA-256(trace_id + "\\n" + kind + "\\n" + key))[:16]
+trace_id = hex(SHA-256("tracebridge/1\n" + agent + "\n" + session_id + "\n" + turn_key))[:32]
+span_id  = hex(SHA-256(trace_id + "\n" + kind + "\n" + key))[:16]
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from hashlib import sha256
 
 def trace_id(agent: str, session_id: str, turn_key: str) -> str:
     """Return the 32 hex digits of the trace of one turn."""
-    return _hex("\n".join(("tracebridge/1", agent, session_id, turn_key)), 32)
+    return _hex(f"tracebridge/1\n{agent}\n{session_id}\n{turn_key}", 32)
 
 
 def span_id(trace_id: str, kind: str, key: str) -> str:
     """Return the 16 hex digits of one span; the root's *kind* is "turn", its *key* ""."""
-    return _hex("\n".join((trace_id, kind, key)), 16)
+    return _hex(f"{trace_id}\n{kind}\n{key}", 16)
 
 
 def root_span_id(trace_id: str) -> str:
