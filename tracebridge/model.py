@@ -368,3 +368,62 @@ class Span:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     events: tuple[SpanEvent, ...] = ()
     links: tuple[SpanLink, ...] = ()
+
+
+class TurnState(StrEnum):
+    """An open turn may still grow; a finished one is told; an abandoned one never told its end."""
+
+    OPEN = "open"
+    FINISHED = "finished"
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Which turn, and which subagent in it, made a gateway call, and how we know."""
+
+    trace_id: str
+    evidence: Evidence
+    subagent_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """One physical call: what the agent's records say of it, what a gateway saw, or both."""
+
+    # What its span id is derived from: response id, else request id, else a stand-in.
+    key: str
+    told: ModelCall | None = None
+    seen: GatewayCall | None = None
+    evidence: Evidence | None = None
+    subagent_id: str | None = None
+    compaction_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn as far as it is known, put together from any number of sightings."""
+
+    agent: str
+    session_id: str
+    turn_key: str
+    trace_id: str
+    state: TurnState
+    start_ns: int
+    # None while open.
+    end_ns: int | None = None
+    outcome: Outcome | None = None
+    error_type: str | None = None
+    prompts: tuple[Prompt, ...] = ()
+    answer: str | None = None
+    info: SessionInfo = SessionInfo(key="")
+    tags: Tags = Tags()
+    chats: tuple[Chat, ...] = ()
+    thinking: tuple[Thinking, ...] = ()
+    tools: tuple[ToolCall, ...] = ()
+    edits: tuple[FileEdit, ...] = ()
+    waits: tuple[PermissionAsk, ...] = ()
+    subagents: tuple[Subagent, ...] = ()
+    compactions: tuple[Compaction, ...] = ()
+    # Who made what: the subagent of a tool call, by tool key.
+    tool_owners: Mapping[str, str] = field(default_factory=dict)

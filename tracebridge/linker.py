@@ -1,0 +1,141 @@
+"""Gateway calls and turns to links: which turn made which call, and how we know. Pure.
+
+Evidence, best first: a traceparent that names a turn's trace; the turn id in the request; the
+response id or request id that the transcript knows too; a tool call id; and last, marked as
+inferred, the session and the time, where one turn alone can claim the call.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tracebridge.ids import trace_id
+from tracebridge.model import Evidence, GatewayCall, Link, Turn
+
+# Clocks of one machine, read by different processes.
+SKEW_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A call that no turn claims, and why."""
+
+    call: GatewayCall
+    reason: str
+
+
+def link(
+    calls: Iterable[GatewayCall], turns: Sequence[Turn]
+) -> tuple[list[tuple[GatewayCall, Link]], list[Orphan]]:
+    """Return the calls with the turn that made each, and those that no turn alone can claim.
+
+    *turns* may be open; they may also already carry calls from an earlier look.
+    """
+    index = _Index(turns)
+    linked: list[tuple[GatewayCall, Link]] = []
+    orphans: list[Orphan] = []
+    for call in calls:
+        found = index.link(call)
+        if isinstance(found, Link):
+            linked.append((call, found))
+        else:
+            orphans.append(Orphan(call, found))
+    return linked, orphans
+
+
+class _Index:
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        self._traces = {turn.trace_id: turn for turn in turns}
+        self._by_response: dict[str, Turn] = {}
+        self._by_request: dict[str, Turn] = {}
+        self._by_tool: dict[str, Turn] = {}
+        self._sessions: dict[tuple[str, str], list[Turn]] = defaultdict(list)
+        for turn in sorted(turns, key=lambda turn: (turn.start_ns, turn.trace_id)):
+            self._sessions[turn.agent, turn.session_id].append(turn)
+            for chat in turn.chats:
+                if chat.told is not None and chat.told.response_id is not None:
+                    self._by_response.setdefault(chat.told.response_id, turn)
+                if chat.told is not None and chat.told.request_id is not None:
+                    self._by_request.setdefault(chat.told.request_id, turn)
+            for tool in turn.tools:
+                self._by_tool.setdefault(tool.key, turn)
+
+    def link(self, call: GatewayCall) -> Link | str:
+        """Return the link of *call*, or the reason why there is none."""
+        exact = self._exact(call)
+        if exact is not None:
+            turn, evidence = exact
+            return Link(
+                trace_id=turn.trace_id, evidence=evidence, subagent_id=_container(call, turn)
+            )
+        return self._by_window(call)
+
+    def _exact(self, call: GatewayCall) -> tuple[Turn, Evidence] | None:
+        identity = call.identity
+        if call.traceparent is not None:
+            turn = self._traces.get(call.traceparent[3:35])
+            if turn is not None:
+                return turn, Evidence.TRACEPARENT
+        if identity is not None and identity.session_id is not None and identity.turn_key:
+            named = trace_id(identity.agent, identity.session_id, identity.turn_key)
+            turn = self._traces.get(named)
+            return None if turn is None else (turn, Evidence.TURN_ID)
+        if call.response_id is not None and call.response_id in self._by_response:
+            return self._by_response[call.response_id], Evidence.RESPONSE_ID
+        if call.request_id is not None and call.request_id in self._by_request:
+            return self._by_request[call.request_id], Evidence.REQUEST_ID
+        tools = [*call.tool_call_ids, *call.tool_result_ids]
+        claims = {
+            turn.trace_id: turn for tool in tools if (turn := self._by_tool.get(tool)) is not None
+        }
+        if len(claims) == 1:
+            return next(iter(claims.values())), Evidence.TOOL_CALL_ID
+        return None
+
+    def _by_window(self, call: GatewayCall) -> Link | str:
+        identity = call.identity
+        if identity is None or identity.session_id is None:
+            return "no session in the request"
+        if identity.turn_key:
+            # It says whose it is; a guess would contradict it.
+            return "its turn is not known"
+        turns = self._sessions.get((identity.agent, identity.session_id), [])
+        if not turns:
+            return "its session is not known"
+        begun = [turn for turn in turns if turn.start_ns <= call.start_ns + SKEW_NS]
+        if not begun:
+            return "before the first turn of its session"
+        during = [
+            turn for turn in begun if turn.end_ns is None or turn.end_ns + SKEW_NS >= call.start_ns
+        ]
+        if len(during) > 1:
+            # A turn that just ended and the next one within a clock's reach: the later began last.
+            during = [turn for turn in during if turn.end_ns is None] or during[-1:]
+        if len(during) > 1:
+            return "more than one turn of its session was open"
+        # A title or classifier call may come after the answer: it is still the last turn's.
+        turn = (during or begun)[-1]
+        return Link(
+            trace_id=turn.trace_id,
+            evidence=Evidence.SESSION_WINDOW,
+            subagent_id=_container(call, turn),
+        )
+
+
+def _container(call: GatewayCall, turn: Turn) -> str | None:
+    """Return the subagent of *turn* that made the call, if it was not the main thread."""
+    if call.identity is not None and call.identity.subagent_id is not None:
+        return call.identity.subagent_id
+    for chat in turn.chats:
+        told = chat.told
+        if (
+            told is not None
+            and chat.subagent_id is not None
+            and call.response_id is not None
+            and told.response_id == call.response_id
+        ):
+            return chat.subagent_id
+    owners = {turn.tool_owners.get(tool) for tool in (*call.tool_call_ids, *call.tool_result_ids)}
+    return next(iter(owners)) if len(owners) == 1 else None

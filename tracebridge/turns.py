@@ -1,0 +1,512 @@
+"""Sightings of one session, in any order, to its turns. Pure: no I/O, no clock.
+
+The state is a set of sightings and nothing else. Putting a turn together is a function of that
+set, so order and repetition cannot matter; a sighting that never comes leaves a poorer turn.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import Any, TypeVar
+
+from tracebridge.codec import encode
+from tracebridge.ids import trace_id
+from tracebridge.model import (
+    Chat,
+    Compaction,
+    FileEdit,
+    GatewayCall,
+    Link,
+    ModelCall,
+    Outcome,
+    PermissionAsk,
+    Prompt,
+    SessionInfo,
+    Sighting,
+    Source,
+    Subagent,
+    Tags,
+    Thinking,
+    ToolCall,
+    Turn,
+    TurnEnd,
+    TurnState,
+    Usage,
+)
+
+AnyPart = TypeVar(
+    "AnyPart",
+    Compaction,
+    FileEdit,
+    ModelCall,
+    PermissionAsk,
+    Prompt,
+    SessionInfo,
+    Subagent,
+    Tags,
+    Thinking,
+    ToolCall,
+)
+
+# A hook's clock is that of the thing itself; a transcript's lines are written in batches.
+RANK = {Source.TRANSCRIPT: 1, Source.HOOK: 2, Source.GATEWAY: 3}
+# An attempt that the transcript tells without any id is the gateway's failed call that ended
+# nearest to it, within this.
+SAME_ATTEMPT_NS = 5_000_000_000
+
+
+class TurnAssembler:
+    """Hold the sightings of one session and give its turns."""
+
+    def __init__(self, agent: str, session_id: str) -> None:
+        self.agent = agent
+        self.session_id = session_id
+        self._sightings: dict[bytes, Sighting] = {}
+
+    def add(self, sightings: Iterable[Sighting]) -> list[Sighting]:
+        """Take in *sightings* and return those that were new."""
+        new = []
+        for sighting in sightings:
+            key = encode(sighting)
+            if key not in self._sightings:
+                self._sightings[key] = sighting
+                new.append(sighting)
+        return new
+
+    def turns(
+        self, calls: Sequence[tuple[GatewayCall, Link]] = (), *, gone: bool = False
+    ) -> list[Turn]:
+        """Return the session's turns by start, with the gateway calls that are linked to them.
+
+        *gone* says that the agent's process is known to have ended, however it did.
+        """
+        by_turn = self._by_turn()
+        session = [s for s in self._sightings.values() if _is_of_session(s)]
+        info = merge([s for s in session if isinstance(s.part, SessionInfo)], SessionInfo)
+        tags = merge([s for s in session if isinstance(s.part, Tags)], Tags)
+        ended_ns = next((i.ended_ns for i in info if i.ended_ns is not None), None)
+        # A session that was resumed after its end is not over.
+        last_ns = max((s.time_ns for s in self._sightings.values()), default=0)
+        over_ns = ended_ns if ended_ns is not None and ended_ns >= last_ns else None
+        calls_of = defaultdict(list)
+        for call, link in calls:
+            calls_of[link.trace_id].append((call, link))
+        drafts = []
+        for turn_key, sightings in by_turn.items():
+            draft = _Draft(
+                (self.agent, self.session_id),
+                turn_key,
+                sightings,
+                session_info=info,
+                session_tags=tags,
+            )
+            draft.link(calls_of.get(draft.trace_id, []))
+            if draft.is_turn:
+                drafts.append(draft)
+        drafts.sort(key=lambda draft: (draft.start_ns, draft.turn_key))
+        turns = []
+        for draft, following in zip(drafts, [*drafts[1:], None], strict=True):
+            moved_on_ns = following.start_ns if following is not None else None
+            turns.append(draft.turn(moved_on_ns, over_ns, gone=gone))
+        return turns
+
+    def _by_turn(self) -> dict[str, list[Sighting]]:
+        homes = self._homes()
+        by_turn: dict[str, list[Sighting]] = defaultdict(list)
+        for sighting in self._sightings.values():
+            if _is_of_session(sighting):
+                continue
+            subagent = sighting.subagent_id
+            if isinstance(sighting.part, Subagent):
+                subagent = sighting.part.key
+            turn_key = homes.get(subagent or "", sighting.turn_key)
+            if turn_key is not None:
+                by_turn[turn_key].append(sighting)
+        return by_turn
+
+    def _homes(self) -> dict[str, str]:
+        """Return the turn that started each subagent: hooks of later events may name another."""
+        homes: dict[str, tuple[int, int, str]] = {}
+        for sighting in self._sightings.values():
+            part, turn_key = sighting.part, sighting.turn_key
+            if not isinstance(part, Subagent) or turn_key is None:
+                continue
+            # The start tells best, then whatever the transcript says.
+            known = (part.start_ns is None, sighting.source is Source.HOOK)
+            claim = (sum(known), sighting.time_ns, turn_key)
+            homes[part.key] = min(homes.get(part.key, claim), claim)
+        return {key: claim[2] for key, claim in homes.items()}
+
+
+class _Draft:
+    """One turn on its way from sightings to a `Turn`."""
+
+    def __init__(
+        self,
+        session: tuple[str, str],
+        turn_key: str,
+        sightings: Sequence[Sighting],
+        *,
+        session_info: Sequence[SessionInfo],
+        session_tags: Sequence[Tags],
+    ) -> None:
+        self.turn_key = turn_key
+        self._agent, self._session_id = session
+        self.trace_id = trace_id(self._agent, self._session_id, turn_key)
+        self._owners = _owners(sightings)
+        self.prompts = _by_time(merge(sightings, Prompt))
+        self.calls = _by_time(merge(sightings, ModelCall))
+        self.thinking = _by_time(merge(sightings, Thinking))
+        self.tools = _by_time(merge(sightings, ToolCall))
+        self.edits = sorted(merge(sightings, FileEdit), key=attrgetter("key"))
+        self.subagents = _by_time(merge(sightings, Subagent))
+        self.compactions = _by_time(merge(sightings, Compaction))
+        self._asks = _by_time(merge(sightings, PermissionAsk))
+        self._ends = sorted(
+            (s.part for s in sightings if isinstance(s.part, TurnEnd)),
+            key=lambda end: (end.end_ns, end.key),
+        )
+        self._info = _overlaid(merge(sightings, SessionInfo), session_info, SessionInfo(key=""))
+        self._tags = _overlaid(merge(sightings, Tags), session_tags, Tags())
+        self.chats: list[Chat] = []
+
+    def link(self, calls: Sequence[tuple[GatewayCall, Link]]) -> None:
+        """Make one chat of each physical call, whoever told of it."""
+        self.chats = _chats(self.calls, self._owners, calls, self.compactions)
+
+    @property
+    def is_turn(self) -> bool:
+        """Say whether anything happened: a local command or the exit itself is no turn."""
+        spoken = any(prompt.origin != "command" for prompt in self.prompts)
+        return spoken or bool(self.chats or self.tools or self.compactions)
+
+    @property
+    def start_ns(self) -> int:
+        starts = [
+            *(prompt.start_ns for prompt in self.prompts),
+            *(_chat_start(chat) for chat in self.chats),
+            *(tool.start_ns for tool in self.tools),
+            *(compaction.start_ns for compaction in self.compactions),
+        ]
+        known = [start for start in starts if start is not None]
+        return min(known or self._moments(), default=0)
+
+    def turn(self, moved_on_ns: int | None, over_ns: int | None, *, gone: bool) -> Turn:
+        end = self._end(moved_on_ns, over_ns, gone=gone)
+        last_ns = max(self._moments(), default=self.start_ns)
+        state = TurnState.FINISHED
+        if end is None:
+            state = TurnState.OPEN
+        elif end.outcome is Outcome.ABANDONED:
+            state = TurnState.ABANDONED
+        start_ns = min(self.start_ns, last_ns)
+        prompts = tuple(
+            replace(prompt, mid_turn=True if position else prompt.mid_turn)
+            for position, prompt in enumerate(self.prompts)
+        )
+        return Turn(
+            agent=self._agent,
+            session_id=self._session_id,
+            turn_key=self.turn_key,
+            trace_id=self.trace_id,
+            state=state,
+            start_ns=start_ns,
+            end_ns=None if end is None else max(end.end_ns, start_ns),
+            outcome=None if end is None else end.outcome,
+            error_type=None if end is None else end.error_type,
+            prompts=prompts,
+            answer=self._answer(end),
+            info=self._info,
+            tags=self._tags,
+            chats=tuple(self.chats),
+            thinking=tuple(self.thinking),
+            tools=tuple(self.tools),
+            edits=tuple(self.edits),
+            waits=tuple(_waits(self._asks, self.tools)),
+            subagents=tuple(s for s in self.subagents if self._is_subagent(s)),
+            compactions=tuple(self.compactions),
+            tool_owners=self._owners,
+        )
+
+    def _is_subagent(self, subagent: Subagent) -> bool:
+        # Compaction stops a subagent that never started.
+        return (
+            subagent.start_ns is not None
+            or subagent.key in self._owners.values()
+            or any(chat.subagent_id == subagent.key for chat in self.chats)
+        )
+
+    def _end(self, moved_on_ns: int | None, over_ns: int | None, *, gone: bool) -> TurnEnd | None:
+        last_start_ns = max(self._main_starts(), default=0)
+        told = self._told_end()
+        if told is not None and told.end_ns >= last_start_ns:
+            return told
+        last_ns = max(self._moments(), default=self.start_ns)
+        if moved_on_ns is not None:
+            # Nobody told of an end, yet the session went on: the user broke off, by Escape.
+            return TurnEnd(key="moved on", end_ns=last_ns, outcome=Outcome.INTERRUPTED)
+        if over_ns is not None:
+            waiting = any(tool.end_ns is None for tool in self.tools) or not self.chats
+            end_ns = max(over_ns, last_ns) if waiting else last_ns
+            return TurnEnd(key="session over", end_ns=end_ns, outcome=Outcome.INTERRUPTED)
+        if gone:
+            return TurnEnd(key="gone", end_ns=last_ns, outcome=Outcome.ABANDONED)
+        return None
+
+    def _told_end(self) -> TurnEnd | None:
+        """Return the latest word on how the turn ended; the reason of a failure beats a bare one."""
+        if not self._ends:
+            return None
+        last = self._ends[-1]
+        interrupt = next((e for e in self._ends if e.outcome is Outcome.INTERRUPTED), None)
+        failures = [e for e in self._ends if e.outcome is Outcome.FAILED]
+        if interrupt is not None and interrupt.end_ns >= max(self._main_starts(), default=0):
+            return interrupt
+        if failures and last.outcome is Outcome.COMPLETED and last.key != "stop":
+            return last
+        return failures[-1] if failures and last.outcome is not Outcome.COMPLETED else last
+
+    def _main_starts(self) -> Iterable[int]:
+        for chat in self.chats:
+            if chat.subagent_id is None and chat.compaction_key is None:
+                start = _chat_start(chat)
+                # A side call after the answer (a title, a classifier) does not reopen the turn.
+                if start is not None and not _is_side_call(chat):
+                    yield start
+        for tool in self.tools:
+            if tool.key not in self._owners and tool.start_ns is not None:
+                yield tool.start_ns
+
+    def _moments(self) -> Iterable[int]:
+        """Give each time at which something is known to have happened on the main thread."""
+        for prompt in self.prompts:
+            if prompt.start_ns is not None:
+                yield prompt.start_ns
+        for end in self._ends:
+            yield end.end_ns
+        for chat in self.chats:
+            if chat.subagent_id is None:
+                yield from (t for t in (_chat_start(chat), _chat_end(chat)) if t is not None)
+        for tool in self.tools:
+            if tool.key not in self._owners:
+                yield from (t for t in (tool.start_ns, tool.end_ns) if t is not None)
+        for compaction in self.compactions:
+            yield from (t for t in (compaction.start_ns, compaction.end_ns) if t is not None)
+
+    def _answer(self, end: TurnEnd | None) -> str | None:
+        if end is None or end.outcome is not Outcome.COMPLETED:
+            return None
+        said = [e.message for e in self._ends if e.outcome is end.outcome and e.message]
+        return said[-1] if said else None
+
+
+def merge(sightings: Iterable[Sighting], part_type: type[AnyPart]) -> list[AnyPart]:
+    """Return one part per key, each field from the best source that knows it."""
+    found: dict[str, list[Sighting]] = defaultdict(list)
+    for sighting in sightings:
+        if isinstance(sighting.part, part_type):
+            found[sighting.part.key].append(sighting)
+    return [_merged(found[key], part_type) for key in sorted(found)]
+
+
+def _merged(sightings: Sequence[Sighting], part_type: type[AnyPart]) -> AnyPart:
+    if len(sightings) == 1:
+        only: AnyPart = sightings[0].part  # type: ignore[assignment]  # merge() grouped by type
+        return only
+    values: dict[str, Any] = {}
+    for field in fields(part_type):
+        known = [
+            (RANK[sighting.source], sighting.time_ns, value)
+            for sighting in sightings
+            if (value := getattr(sighting.part, field.name)) is not None and value != ()
+        ]
+        if known:
+            values[field.name] = _best(field.name, known)
+    return part_type(**values)
+
+
+def _best(name: str, known: list[tuple[int, int, Any]]) -> Any:
+    best_rank = max(rank for rank, _, _ in known)
+    best = [value for rank, _, value in known if rank == best_rank]
+    if name == "start_ns":
+        return min(best)
+    if name in {"end_ns", "ended_ns"}:
+        return max(best)
+    if isinstance(best[0], tuple):
+        return tuple(sorted({item for value in best for item in value}))
+    if isinstance(best[0], Usage):
+        # Repeated on each block of a message; a partial one is smaller.
+        return max(best, key=lambda usage: (usage.output_tokens or 0, encode(usage)))
+    latest = max(time_ns for rank, time_ns, _ in known if rank == best_rank)
+    return max(
+        (value for rank, time_ns, value in known if (rank, time_ns) == (best_rank, latest)),
+        key=encode,
+    )
+
+
+def _overlaid(own: Sequence[AnyPart], session: Sequence[AnyPart], empty: AnyPart) -> AnyPart:
+    """Return what the turn says of itself over what the session says."""
+    result = empty
+    for part in (*session, *own):
+        known = {
+            field.name: value
+            for field in fields(part)
+            if (value := getattr(part, field.name)) is not None and value != ()
+        }
+        result = replace(result, **known)
+    return result
+
+
+def _is_of_session(sighting: Sighting) -> bool:
+    return sighting.turn_key is None and sighting.subagent_id is None
+
+
+def _owners(sightings: Iterable[Sighting]) -> Mapping[str, str]:
+    """Return the subagent that made each call and each tool call, by key."""
+    owners = {
+        sighting.part.key: sighting.subagent_id
+        for sighting in sightings
+        if sighting.subagent_id is not None and isinstance(sighting.part, ToolCall | ModelCall)
+    }
+    return dict(sorted(owners.items()))
+
+
+def _by_time(parts: Iterable[AnyPart]) -> list[AnyPart]:
+    def order(part: Any) -> tuple[bool, int, str]:
+        at = part.start_ns if part.start_ns is not None else getattr(part, "end_ns", None)
+        return (at is None, at or 0, part.key)
+
+    return sorted(parts, key=order)
+
+
+def _chats(
+    told: Sequence[ModelCall],
+    owners: Mapping[str, str],
+    calls: Sequence[tuple[GatewayCall, Link]],
+    compactions: Sequence[Compaction],
+) -> list[Chat]:
+    unmatched = {call.key: call for call in told}
+    chats: list[Chat] = []
+    taken: set[str] = set()
+    for seen, link in sorted(calls, key=lambda pair: (pair[0].start_ns, pair[0].call_id)):
+        key = call_key(seen)
+        if key in taken:
+            # A gateway's cache may answer twice with one response id: still two calls.
+            key = f"{key}#{seen.call_id}"
+        taken.add(key)
+        same = _same_call(seen, unmatched)
+        if same is not None:
+            del unmatched[same.key]
+        chats.append(
+            Chat(
+                key=key,
+                told=same,
+                seen=seen,
+                evidence=link.evidence,
+                subagent_id=link.subagent_id
+                or (owners.get(same.key) if same is not None else None),
+                compaction_key=_compaction_of(seen, compactions),
+            )
+        )
+    chats.extend(
+        Chat(key=call.key, told=call, subagent_id=owners.get(call.key))
+        for call in unmatched.values()
+    )
+    return sorted(chats, key=lambda chat: (_chat_start(chat) or _chat_end(chat) or 0, chat.key))
+
+
+def call_key(call: GatewayCall) -> str:
+    """Return what a call's span id is derived from: response id, else request id, else call id."""
+    return call.response_id or call.request_id or call.call_id
+
+
+def _same_call(seen: GatewayCall, told: Mapping[str, ModelCall]) -> ModelCall | None:
+    for key in (seen.response_id, seen.request_id):
+        if key is not None and key in told:
+            return told[key]
+    if seen.request_id is not None:
+        for call in told.values():
+            if call.request_id == seen.request_id:
+                return call
+    if seen.error_type is None:
+        return None
+    nameless = [
+        call
+        for call in told.values()
+        if call.request_id is None
+        and call.response_id is None
+        and call.end_ns is not None
+        and abs(call.end_ns - seen.end_ns) < SAME_ATTEMPT_NS
+    ]
+    return min(nameless, key=lambda c: (abs((c.end_ns or 0) - seen.end_ns), c.key), default=None)
+
+
+def _compaction_of(seen: GatewayCall, compactions: Sequence[Compaction]) -> str | None:
+    if seen.identity is None or seen.identity.request_class != "compaction":
+        return None
+    return compactions[0].key if compactions else None
+
+
+def _is_side_call(chat: Chat) -> bool:
+    identity = chat.seen.identity if chat.seen is not None else None
+    return identity is not None and identity.request_class in {"auxiliary", "compaction"}
+
+
+def _chat_start(chat: Chat) -> int | None:
+    if chat.seen is not None:
+        return chat.seen.start_ns
+    return chat.told.start_ns if chat.told is not None else None
+
+
+def _chat_end(chat: Chat) -> int | None:
+    if chat.seen is not None:
+        return chat.seen.end_ns
+    return chat.told.end_ns if chat.told is not None else None
+
+
+def _waits(asks: Sequence[PermissionAsk], tools: Sequence[ToolCall]) -> list[PermissionAsk]:
+    """Return the asks with the tool each was about, when it was decided, and how."""
+    by_key = {tool.key: tool for tool in tools}
+    decisions = {ask.tool_key: ask for ask in asks if ask.start_ns is None and ask.tool_key}
+    waits = []
+    for ask in asks:
+        if ask.start_ns is None:
+            continue
+        tool = by_key.get(ask.tool_key or "") or _asked_tool(ask, tools)
+        if tool is None:
+            waits.append(ask)
+            continue
+        decision = decisions.get(tool.key)
+        end_ns = tool.end_ns
+        if end_ns is not None and tool.duration_ns is not None:
+            # The tool ran right after the decision, and says for how long.
+            end_ns = max(end_ns - tool.duration_ns, ask.start_ns)
+        denied = tool.error_type in {"permission_denied", "interrupted"}
+        verdict = "deny" if denied else "allow" if tool.end_ns is not None else None
+        waits.append(
+            replace(
+                ask,
+                tool_key=tool.key,
+                end_ns=end_ns,
+                decision=decision.decision if decision is not None else verdict,
+                decided_by=decision.decided_by if decision is not None else None,
+            )
+        )
+    return waits
+
+
+def _asked_tool(ask: PermissionAsk, tools: Sequence[ToolCall]) -> ToolCall | None:
+    """Return the tool call with this name and input that had started when the ask came."""
+    candidates = [
+        tool
+        for tool in tools
+        if tool.input_digest == ask.input_digest
+        and tool.start_ns is not None
+        and ask.start_ns is not None
+        and tool.start_ns <= ask.start_ns
+        and (tool.end_ns is None or tool.end_ns >= ask.start_ns)
+    ]
+    return max(candidates, key=lambda tool: (tool.start_ns or 0, tool.key), default=None)
