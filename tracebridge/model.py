@@ -413,6 +413,8 @@ class Turn:
     # None while open.
     end_ns: int | None = None
     outcome: Outcome | None = None
+    # Every source that told of the turn at all told of its end too: no need to wait for more.
+    confirmed: bool = False
     error_type: str | None = None
     prompts: tuple[Prompt, ...] = ()
     answer: str | None = None

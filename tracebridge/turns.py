@@ -113,6 +113,23 @@ class TurnAssembler:
             turns.append(draft.turn(moved_on_ns, over_ns, gone=gone))
         return turns
 
+    @property
+    def info(self) -> SessionInfo:
+        """Return what is known of the session as a whole."""
+        known = [s for s in self._sightings.values() if isinstance(s.part, SessionInfo)]
+        return next(iter(merge(known, SessionInfo)), SessionInfo(key="session"))
+
+    def __len__(self) -> int:
+        return len(self._sightings)
+
+    def retire(self, turn_key: str) -> None:
+        """Let go of a turn that is told, but for what tells later events of its subagents apart."""
+        self._sightings = {
+            key: sighting
+            for key, sighting in self._sightings.items()
+            if sighting.turn_key != turn_key or isinstance(sighting.part, Subagent)
+        }
+
     def _by_turn(self) -> dict[str, list[Sighting]]:
         homes = self._homes()
         by_turn: dict[str, list[Sighting]] = defaultdict(list)
@@ -169,6 +186,9 @@ class _Draft:
             (s.part for s in sightings if isinstance(s.part, TurnEnd)),
             key=lambda end: (end.end_ns, end.key),
         )
+        told = {s.source for s in sightings if not isinstance(s.part, SessionInfo | Tags)}
+        ends = {s.source for s in sightings if isinstance(s.part, TurnEnd)}
+        self._confirmed = Source.TRANSCRIPT in ends and told == ends
         self._info = _overlaid(merge(sightings, SessionInfo), session_info, SessionInfo(key=""))
         self._tags = _overlaid(merge(sightings, Tags), session_tags, Tags())
         self.chats: list[Chat] = []
@@ -216,6 +236,7 @@ class _Draft:
             start_ns=start_ns,
             end_ns=None if end is None else max(end.end_ns, start_ns),
             outcome=None if end is None else end.outcome,
+            confirmed=end is not None and self._confirmed,
             error_type=None if end is None else end.error_type,
             prompts=prompts,
             answer=self._answer(end),

@@ -1,0 +1,126 @@
+"""Every setting, once: its default, its names in the environment, and what it does.
+
+Environment beats `config.toml` in the home, which beats the default. The file may also have an
+`[env]` table: defaults for variables that others read, such as OTEL_EXPORTER_OTLP_ENDPOINT, since
+an agent may strip them from the environment of its hooks, and so from a watcher started by one.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+
+from tracebridge.spans import Content
+
+CONFIG = "config.toml"
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the text names it, its place and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    name: str
+    default: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        return f"TRACEBRIDGE_{self.name.upper()}"
+
+
+SETTINGS = (
+    Setting("content", "redacted", "what spans may carry: metadata, redacted or full"),
+    Setting("retention_days", "30", "how long finished turns are kept here"),
+    Setting("idle_minutes", "10", "how long a watcher started by a hook waits for more work"),
+    Setting("sinks", "", "where finished spans go: otlp_http, otlp_grpc, respan, json_file:PATH"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    value: str
+    # "default", or the variable or file that won.
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    home: Path
+    values: Mapping[str, Origin]
+    # The environment as sinks see it: the process's over the file's.
+    env: Mapping[str, str] = field(repr=False)
+
+    @property
+    def content(self) -> Content:
+        try:
+            return Content(self.values["content"].value)
+        except ValueError:
+            raise _unusable(self, "content", "use metadata, redacted or full") from None
+
+    @property
+    def retention_days(self) -> float:
+        return self._number("retention_days")
+
+    @property
+    def idle_minutes(self) -> float:
+        return self._number("idle_minutes")
+
+    def _number(self, name: str) -> float:
+        try:
+            number = float(self.values[name].value)
+        except ValueError:
+            number = -1
+        if not 0 <= number < 1e6:
+            raise _unusable(self, name, "use a number that is not negative")
+        return number
+
+
+def home(env: Mapping[str, str]) -> Path:
+    """Return where everything that we write lies; the hook knows the same rule."""
+    given = env.get("TRACEBRIDGE_HOME")
+    return Path(given).absolute() if given else platformdirs.user_state_path("tracebridge")
+
+
+def read_settings(env: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings in force. Raise SettingsError where the file cannot be used."""
+    env = os.environ if env is None else env
+    place = home(env)
+    file = place / CONFIG
+    written = _read_file(file)
+    file_env = written.pop("env", {})
+    if not isinstance(file_env, dict):
+        raise SettingsError(f'{file}: [env] is not a table; write NAME = "value" lines below it')
+    values = {}
+    for setting in SETTINGS:
+        origin = Origin(setting.default, "default")
+        if setting.name in written:
+            origin = Origin(str(written[setting.name]), str(file))
+        if setting.variable in env:
+            origin = Origin(env[setting.variable], setting.variable)
+        values[setting.name] = origin
+    merged = {name: str(value) for name, value in file_env.items()} | dict(env)
+    merged["TRACEBRIDGE_SINKS"] = values["sinks"].value
+    return Settings(place, values, merged)
+
+
+def _read_file(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; make it readable or remove it") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: {error}; correct it or remove it") from error
+
+
+def _unusable(settings: Settings, name: str, remedy: str) -> SettingsError:
+    value = settings.values[name]
+    return SettingsError(f"{name} = {value.value!r} (from {value.origin}): {remedy}")

@@ -1,0 +1,40 @@
+"""Who the work is for: tags from the environment of a hook. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from tracebridge.lines import parse_object
+from tracebridge.model import Tags
+
+
+def parse_tags(env: Mapping[str, str]) -> tuple[Tags | None, str | None]:
+    """Return the tags that *env* holds, and in words what is wrong with it."""
+    metadata: dict[str, str] = {}
+    problem = None
+    text = _value(env, "METADATA")
+    if text:
+        parsed = parse_object(text.encode("utf-8", "surrogatepass"))
+        if isinstance(parsed, str):
+            problem = f'RESPAN_METADATA is {parsed}; write it as {{"team": "blue"}}'
+        else:
+            metadata = {name: _as_text(value) for name, value in parsed.items()}
+    tags = Tags(
+        customer_id=_value(env, "CUSTOMER_ID"),
+        workflow_name=_value(env, "WORKFLOW_NAME"),
+        span_name=_value(env, "SPAN_NAME"),
+        project_id=_value(env, "PROJECT_ID"),
+        metadata=tuple(sorted(metadata.items())),
+    )
+    return (None if tags == Tags() else tags), problem
+
+
+def _value(env: Mapping[str, str], name: str) -> str | None:
+    return env.get(f"TRACEBRIDGE_{name}") or env.get(f"RESPAN_{name}") or None
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -1,0 +1,567 @@
+"""The watcher: spool and transcripts in, turns together, calls linked, finished spans out.
+
+The only module that knows all the others. Whatever it is in the middle of when it dies, the next
+one does again with the same result: state advances in transactions, and ids are derived.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from watchdog.events import (
+    FileCreatedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+
+from tracebridge.agents import Agent, Cursor, agents
+from tracebridge.delivery import deliver
+from tracebridge.encode import encode_span
+from tracebridge.ids import trace_id
+from tracebridge.linker import Orphan, link
+from tracebridge.model import GatewayCall, HookEvent, Sighting, Source, Turn, TurnState
+from tracebridge.scrub import scrub_call, scrub_sighting
+from tracebridge.settings import Settings
+from tracebridge.sinks import ReadySink, SinkSettingsError, configured_sinks
+from tracebridge.spans import render, render_orphan, resource
+from tracebridge.spool import Spool, SpoolFileError
+from tracebridge.store import Store
+from tracebridge.tags import parse_tags
+from tracebridge.turns import TurnAssembler
+
+LOCK = "watch.lock"
+
+SECOND_NS = 1_000_000_000
+# After an end that hook and transcript agree on: a Stop hook of somebody else may send the agent
+# back to work, and that shows at once.
+CONFIRMED_SETTLE_NS = 300_000_000
+# After an end that only one of them told: the transcript is written in batches, late.
+SETTLE_NS = 2 * SECOND_NS
+# A background subagent that is silent for so long will not end any more.
+SUBAGENT_PATIENCE_NS = 600 * SECOND_NS
+# A call that no turn claims goes out alone after this.
+ORPHAN_PATIENCE_NS = 600 * SECOND_NS
+# An open turn of which nothing was heard for so long is over.
+STALE_NS = 24 * 3600 * SECOND_NS
+# How often transcripts of open turns are looked at, and the spool in case an event was lost.
+BUSY_PAUSE_S = 0.1
+IDLE_PAUSE_S = 2.0
+# More sightings of one session than this, and told turns are let go of.
+MOST_SIGHTINGS = 5000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Session:
+    agent: str
+    session_id: str
+    assembler: TurnAssembler
+    calls: dict[str, GatewayCall]
+    changed_ns: int
+    dirty: bool = True
+    gone: bool = False
+    looked_ns: int = 0
+    # Main transcript, once known; None while there is none.
+    transcript: Path | None = None
+    untold: bool = True
+    # When the next turn that is over will have been quiet for long enough; None: nothing to do.
+    due_ns: int | None = None
+    retired: set[str] = field(default_factory=set)
+
+
+class Watcher:
+    """Take in what waits, step by step."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], int] = time.time_ns) -> None:
+        self._settings = settings
+        self._clock = clock
+        self.spool = Spool(settings.home)
+        self.store = Store(settings.home)
+        self.sinks: list[ReadySink] = []
+        try:
+            self.sinks = configured_sinks(settings.env)
+        except SinkSettingsError as error:
+            # Turns are kept all the same; `status` and the log say what is wrong.
+            self._note(f"sink not usable: {error}")
+        self._sessions: dict[tuple[str, str], _Session] = {}
+        self._cursors: dict[Path, Cursor] = {}
+        for agent, session_id in self.store.open_sessions():
+            self._session(agent, session_id)
+
+    def close(self) -> None:
+        self.store.close()
+
+    def step(self, *, settle_now: bool = False, close_open: bool = False) -> bool:
+        """Take in what is there and finish what is over; say whether anything was new.
+
+        *settle_now* waits for nothing more to arrive; *close_open* also ends what runs.
+        """
+        new = self._take_in_spool()
+        for session in list(self._sessions.values()):
+            if session.untold or session.dirty:
+                new |= self._take_in_transcripts(session)
+                new |= self._notice_end(session, close_open=close_open)
+        self._find_homes_for_strangers()
+        for session in list(self._sessions.values()):
+            if session.dirty or session.untold:
+                self._assemble(session, settle_now=settle_now, close_open=close_open)
+        self._give_up_on_orphans(at_once=close_open)
+        return new
+
+    @property
+    def busy(self) -> bool:
+        """Say whether a turn is not told yet."""
+        return any(session.untold for session in self._sessions.values())
+
+    def import_transcript(self, agent: Agent, path: Path) -> None:
+        """Take in a past session from its main transcript. Raise OSError if it cannot be read."""
+        for file in agent.transcripts(path):
+            self._read_transcript(agent, file)
+
+    def _take_in_spool(self) -> bool:
+        files = self.spool.read()
+        if not files:
+            return False
+        notes: Counter[str] = Counter()
+        sightings: list[Sighting] = []
+        calls: list[GatewayCall] = []
+        for file in files:
+            match file.content:
+                case HookEvent() as event:
+                    sightings += self._sightings_of(event, notes)
+                case GatewayCall() as call:
+                    calls.append(scrub_call(call))
+                case SpoolFileError() as error:
+                    notes["spool file set aside"] += 1
+                    logger.warning("%s; moved to %s", error, self.spool.set_aside(file))
+        with self.store.transaction():
+            new, copied = self.store.add_sightings(sightings)
+            new_calls = [call for call in calls if self.store.add_call(call, self._clock())]
+            if copied:
+                notes["copied history passed over"] += copied
+            self.store.add_notes(notes)
+        # Only now is it safe to let go of the files.
+        for file in files:
+            self.spool.remove(file)
+        self._spread(new)
+        for call in new_calls:
+            identity = call.identity
+            if identity is not None and identity.session_id is not None:
+                session = self._session(identity.agent, identity.session_id)
+                session.calls[call.call_id] = call
+                self._touch(session)
+        return bool(new or new_calls)
+
+    def _sightings_of(self, event: HookEvent, notes: Counter[str]) -> list[Sighting]:
+        agent = agents().get(event.agent)
+        if agent is None:
+            notes[f"hook event of unknown agent {event.agent[:40]!r}"] += 1
+            return []
+        reading = agent.parse_hook(event)
+        notes.update(reading.notes)
+        tags, problem = parse_tags(event.env)
+        if problem is not None:
+            notes[problem] += 1
+        sightings = list(reading.sightings)
+        if tags is not None and sightings:
+            whose = sightings[-1]
+            sightings.append(
+                Sighting(
+                    agent=whose.agent,
+                    session_id=whose.session_id,
+                    source=Source.HOOK,
+                    time_ns=0,
+                    turn_key=whose.turn_key,
+                    subagent_id=whose.subagent_id,
+                    part=tags,
+                )
+            )
+        return [scrub_sighting(sighting) for sighting in sightings]
+
+    def _take_in_transcripts(self, session: _Session) -> bool:
+        agent = agents()[session.agent]
+        if session.transcript is None:
+            told = session.assembler.info.transcript
+            session.transcript = (
+                Path(told) if told else agent.find_transcript(session.session_id, Path.home())
+            )
+        if session.transcript is None or not session.transcript.exists():
+            return False
+        new = False
+        for path in agent.transcripts(session.transcript):
+            try:
+                new |= self._read_transcript(agent, path)
+            except OSError as error:
+                self._note(f"transcript not readable: {path}: {error.strerror}")
+        return new
+
+    def _read_transcript(self, agent: Agent, path: Path) -> bool:
+        new = False
+        while True:
+            if path not in self._cursors:
+                self._cursors[path] = self.store.cursor(path)
+            cursor = self._cursors[path]
+            reading = agent.read_transcript(path, cursor)
+            sightings = [scrub_sighting(sighting) for sighting in reading.sightings]
+            if reading.cursor == cursor and not sightings:
+                return new
+            with self.store.transaction():
+                added, copied = self.store.add_sightings(sightings)
+                if reading.cursor != cursor:
+                    self.store.set_cursor(path, reading.cursor)
+                    # The same lines are not counted at each look.
+                    copies = {"copied history passed over": copied} if copied else {}
+                    self.store.add_notes({**reading.notes, **copies})
+            self._cursors[path] = reading.cursor
+            self._spread(added)
+            new |= bool(added)
+            if reading.cursor == cursor:
+                return new
+
+    def _notice_end(self, session: _Session, *, close_open: bool) -> bool:
+        """Notice that the agent's process is gone without a word."""
+        now_ns = self._clock()
+        if session.gone or now_ns - session.looked_ns < SECOND_NS:
+            gone = False
+        else:
+            session.looked_ns = now_ns
+            pid = session.assembler.info.pid
+            gone = pid is not None and not _is_alive(pid)
+        gone = gone or now_ns - session.changed_ns > STALE_NS or close_open
+        if gone and not session.gone:
+            session.gone = True
+            session.dirty = True
+            return True
+        return False
+
+    def _find_homes_for_strangers(self) -> None:
+        """Give calls that name no session to the session that knows their response or tools."""
+        strangers = [
+            call
+            for call, _ in self.store.calls_without_turn()
+            if call.identity is None or call.identity.session_id is None
+        ]
+        if not strangers:
+            return
+        sessions = [session for session in self._sessions.values() if session.untold]
+        turns = {
+            turn.trace_id: (turn, session)
+            for session in sessions
+            for turn in session.assembler.turns()
+        }
+        linked, _ = link(strangers, [turn for turn, _ in turns.values()])
+        for call, found in linked:
+            session = turns[found.trace_id][1]
+            if call.call_id not in session.calls:
+                session.calls[call.call_id] = call
+                self._touch(session)
+
+    def _assemble(self, session: _Session, *, settle_now: bool, close_open: bool) -> None:
+        now_ns = self._clock()
+        quiet_ns = now_ns - session.changed_ns
+        waiting = session.due_ns is None or now_ns < session.due_ns
+        if waiting and not session.dirty and not settle_now:
+            return
+        session.due_ns = None
+        calls = list(session.calls.values())
+        linked, orphans = link(calls, session.assembler.turns(gone=session.gone))
+        turns = session.assembler.turns(linked, gone=session.gone)
+        untold = False
+        with self.store.transaction():
+            if session.dirty:
+                for call, found in linked:
+                    self.store.set_link(call.call_id, found)
+                for orphan in orphans:
+                    self.store.set_reason(orphan.call.call_id, orphan.reason)
+            for turn in turns:
+                if turn.turn_key in session.retired:
+                    continue
+                spans = render(turn, self._settings.content)
+                if session.dirty:
+                    self.store.put_turn(turn, spans)
+                patience = self._patience_ns(turn, session, close_open=close_open)
+                over = turn.state is not TurnState.OPEN and (
+                    quiet_ns >= patience or (settle_now and patience <= SETTLE_NS)
+                )
+                if over:
+                    self.store.tell(
+                        turn.trace_id,
+                        [(span.span_id, encode_span(span)) for span in spans],
+                        resource(turn),
+                        [sink.name for sink in self.sinks],
+                    )
+                else:
+                    untold = True
+                    if turn.state is not TurnState.OPEN:
+                        due_ns = session.changed_ns + patience
+                        session.due_ns = min(session.due_ns or due_ns, due_ns)
+        session.dirty = False
+        session.untold = untold or bool(orphans)
+        if not untold and len(session.assembler) > MOST_SIGHTINGS:
+            self._retire(session, turns[:-1])
+
+    @staticmethod
+    def _patience_ns(turn: Turn, session: _Session, *, close_open: bool) -> int:
+        """Return how long a turn that is over must have been quiet before it is told."""
+        running = any(subagent.end_ns is None for subagent in turn.subagents)
+        if running and not session.gone and not close_open:
+            ended_ns = session.assembler.info.ended_ns
+            if ended_ns is None:
+                return SUBAGENT_PATIENCE_NS
+        return CONFIRMED_SETTLE_NS if turn.confirmed else SETTLE_NS
+
+    def _retire(self, session: _Session, turns: Iterable[Turn]) -> None:
+        for turn in turns:
+            session.assembler.retire(turn.turn_key)
+            session.retired.add(turn.turn_key)
+            for chat in turn.chats:
+                if chat.seen is not None:
+                    session.calls.pop(chat.seen.call_id, None)
+
+    def _give_up_on_orphans(self, *, at_once: bool) -> None:
+        now_ns = self._clock()
+        for call, taken_ns in self.store.calls_without_turn():
+            if not at_once and now_ns - taken_ns < ORPHAN_PATIENCE_NS:
+                continue
+            identity = call.identity
+            agent = identity.agent if identity is not None else "unknown"
+            session_id = (identity.session_id if identity is not None else None) or ""
+            lone_trace = trace_id(agent, session_id, f"orphan:{call.call_id}")
+            reason = "no turn has its session, response or tools"
+            if session_id:
+                session = self._sessions.get((agent, session_id))
+                _, orphans = link([call], session.assembler.turns() if session else [])
+                reason = orphans[0].reason if orphans else reason
+                if session is not None:
+                    session.calls.pop(call.call_id, None)
+                    session.dirty = True
+            span = render_orphan(Orphan(call, reason), lone_trace, self._settings.content)
+            with self.store.transaction():
+                self.store.set_reason(call.call_id, reason, lone_trace)
+                self.store.put_lone_span(span)
+                self.store.tell(
+                    lone_trace,
+                    [(span.span_id, encode_span(span))],
+                    (("service.name", agent), ("telemetry.distro.name", "tracebridge")),
+                    [sink.name for sink in self.sinks],
+                )
+
+    def _spread(self, sightings: Iterable[Sighting]) -> None:
+        """Give new sightings to their sessions."""
+        by_session: dict[tuple[str, str], list[Sighting]] = {}
+        for sighting in sightings:
+            by_session.setdefault((sighting.agent, sighting.session_id), []).append(sighting)
+        for (agent, session_id), group in by_session.items():
+            session = self._session(agent, session_id)
+            if session.retired & {sighting.turn_key for sighting in group}:
+                # News of a turn long told: what it was must be known to tell what is new.
+                del self._sessions[agent, session_id]
+                session = self._session(agent, session_id)
+            session.assembler.add(group)
+            session.gone = False
+            self._touch(session)
+
+    def _session(self, agent: str, session_id: str) -> _Session:
+        key = (agent, session_id)
+        if key not in self._sessions:
+            assembler = TurnAssembler(agent, session_id)
+            assembler.add(self.store.sightings(agent, session_id))
+            calls = {call.call_id: call for call in self.store.calls(agent, session_id)}
+            self._sessions[key] = _Session(agent, session_id, assembler, calls, self._clock())
+        return self._sessions[key]
+
+    def _touch(self, session: _Session) -> None:
+        session.changed_ns = self._clock()
+        session.dirty = True
+        session.untold = True
+
+    def _note(self, text: str) -> None:
+        logger.warning("%s", text)
+        with self.store.transaction():
+            self.store.add_notes({text: 1})
+
+
+class Courier(threading.Thread):
+    """Deliver what is in the outbox, beside the watcher: a backend that hangs stops nobody."""
+
+    def __init__(self, settings: Settings, sink: ReadySink) -> None:
+        super().__init__(name=f"deliver to {sink.name}", daemon=True)
+        self._settings = settings
+        self._ready = sink
+        self._wake = threading.Event()
+        self._stopping = False
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+
+    def run(self) -> None:
+        sink = self._ready.open()
+        with Store(self._settings.home) as store:
+            while not self._stopping:
+                self._wake.clear()
+                deliver(store, self._ready.name, sink, time.time_ns)
+                self._wake.wait(1.0)
+        sink.close()
+
+
+class _SpoolEvents(FileSystemEventHandler):
+    def __init__(self, wake: threading.Event) -> None:
+        self._wake = wake
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        del event
+        self._wake.set()
+
+
+def watch(settings: Settings, *, lock_fd: int | None = None) -> bool:
+    """Run until stopped; one that a hook started (*lock_fd*) also stops when there is no work.
+
+    Return False if another watcher has the lock.
+    """
+    stop = threading.Event()
+    wake = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        stop.set()
+        wake.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    patience_s = settings.idle_minutes * 60 if lock_fd is not None else None
+    while True:
+        with _locked(settings.home, lock_fd) as locked:
+            if not locked:
+                return False
+            lock_fd = None
+            _watch(settings, stop, wake, patience_s)
+        # A hook that came between the last look and the release saw a living watcher.
+        if stop.is_set() or not Spool(settings.home).depth():
+            return True
+
+
+def _watch(
+    settings: Settings, stop: threading.Event, wake: threading.Event, patience_s: float | None
+) -> None:
+    watcher = Watcher(settings)
+    watcher.spool.create()
+    couriers = [Courier(settings, sink) for sink in watcher.sinks]
+    observer = Observer()
+    observer.schedule(
+        _SpoolEvents(wake),
+        str(watcher.spool.new),
+        event_filter=[FileCreatedEvent, FileMovedEvent],
+    )
+    observer.start()
+    for courier in couriers:
+        courier.start()
+    last_new = last_tidy = time.monotonic()
+    _forget(settings, watcher.store)
+    try:
+        while not stop.is_set():
+            wake.clear()
+            if watcher.step():
+                last_new = time.monotonic()
+            for courier in couriers:
+                courier.wake()
+            idle_s = time.monotonic() - last_new
+            if patience_s is not None and idle_s > patience_s and _is_done(watcher):
+                break
+            if time.monotonic() - last_tidy > 3600:
+                last_tidy = time.monotonic()
+                _forget(settings, watcher.store)
+            wake.wait(BUSY_PAUSE_S if watcher.busy and idle_s < 60 else IDLE_PAUSE_S)
+    finally:
+        observer.stop()
+        observer.join()
+        for courier in couriers:
+            courier.stop()
+        for courier in couriers:
+            courier.join(timeout=10)
+        watcher.close()
+
+
+def watch_once(settings: Settings, *, close_open: bool = False) -> bool:
+    """Take in all that is there, close what can be closed, deliver; say whether all arrived.
+
+    Works beside a running watcher too: what both do has the same result.
+    """
+    watcher = Watcher(settings)
+    try:
+        while watcher.step():
+            pass
+        watcher.step(settle_now=True, close_open=close_open)
+        for ready in watcher.sinks:
+            sink = ready.open()
+            deliver(watcher.store, ready.name, sink, time.time_ns)
+            sink.close()
+        return watcher.store.waiting() == 0
+    finally:
+        watcher.close()
+
+
+@contextmanager
+def _locked(home: Path, lock_fd: int | None) -> Iterator[bool]:
+    """Hold the lock that says that a watcher lives; a hook may have taken it for us."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if lock_fd is None:
+        lock_fd = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock_fd)
+            yield False
+            return
+    try:
+        yield True
+    finally:
+        os.close(lock_fd)
+
+
+def is_watched(home: Path) -> bool:
+    """Say whether a watcher lives."""
+    try:
+        descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_done(watcher: Watcher) -> bool:
+    return not watcher.busy and watcher.store.waiting() == 0
+
+
+def _forget(settings: Settings, store: Store) -> None:
+    store.forget_before(time.time_ns() - int(settings.retention_days * 86400 * SECOND_NS))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
