@@ -7,7 +7,8 @@ it returns: the spool file it came from may then be deleted.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -68,7 +69,7 @@ MIGRATIONS = (
     CREATE INDEX outbox_due ON outbox (sink, refused, id);
     CREATE TABLE sinks (
         name TEXT PRIMARY KEY, due_ns INTEGER NOT NULL DEFAULT 0,
-        failures INTEGER NOT NULL DEFAULT 0, sent INTEGER NOT NULL DEFAULT 0,
+        sent INTEGER NOT NULL DEFAULT 0,
         last_success_ns INTEGER, last_error_ns INTEGER, last_error TEXT
     );
     CREATE TABLE cursors (
@@ -111,7 +112,6 @@ class SinkRow:
     refused: int
     sent: int
     due_ns: int
-    failures: int
     last_success_ns: int | None
     last_error_ns: int | None
     last_error: str | None
@@ -120,7 +120,8 @@ class SinkRow:
 class Store:
     """Open the store below *home*, making it or bringing it up to date where needed."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
         self.path = home / FILE
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -158,7 +159,10 @@ class Store:
         self._db.execute("COMMIT")
 
     def _migrate(self) -> None:
+        if int(self._one("PRAGMA user_version")[0]) == len(MIGRATIONS):
+            return
         with self.transaction():
+            # Asked again: another process may have done the work while we waited for the lock.
             version = int(self._one("PRAGMA user_version")[0])
             if version > len(MIGRATIONS):
                 raise StoreError(
@@ -472,44 +476,42 @@ class Store:
             for span_id, trace_id, resource, data in rows
         ]
 
-    def acknowledge(self, sink: str, span_ids: Iterable[str], now_ns: int) -> None:
-        ids = list(span_ids)
+    def acknowledge(self, sink: str, span_ids: Sequence[str]) -> None:
         with self.transaction():
             self._db.executemany(
-                "DELETE FROM outbox WHERE sink = ? AND span_id = ?", [(sink, i) for i in ids]
+                "DELETE FROM outbox WHERE sink = ? AND span_id = ?", [(sink, i) for i in span_ids]
             )
             self._db.execute(
                 "INSERT INTO sinks (name, sent, last_success_ns) VALUES (?, ?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET sent = sent + excluded.sent, failures = 0,"
-                " due_ns = 0, last_success_ns = excluded.last_success_ns",
-                (sink, len(ids), now_ns),
+                " ON CONFLICT (name) DO UPDATE SET sent = sent + excluded.sent, due_ns = 0,"
+                " last_success_ns = excluded.last_success_ns",
+                (sink, len(span_ids), self._clock()),
             )
 
-    def refuse(self, sink: str, reasons: Mapping[str, str], now_ns: int) -> None:
+    def refuse(self, sink: str, span_ids: Sequence[str], reason: str) -> None:
         """Keep spans that a sink will never take, with the reason, out of the way of the rest."""
         with self.transaction():
             self._db.executemany(
                 "UPDATE outbox SET refused = ? WHERE sink = ? AND span_id = ?",
-                [(reason, sink, span_id) for span_id, reason in reasons.items()],
+                [(reason, sink, span_id) for span_id in span_ids],
             )
-            self._failed(sink, 0, 0, now_ns, next(iter(reasons.values()), "refused"))
+            self._set_error(sink, 0, reason)
 
-    def postpone(self, sink: str, due_ns: int, failures: int, now_ns: int, error: str) -> None:
-        """Leave a sink alone until *due_ns*, after so many failures in a row."""
+    def postpone(self, sink: str, until_ns: int, reason: str) -> None:
+        """Leave a sink alone until *until_ns*."""
         with self.transaction():
-            self._failed(sink, due_ns, failures, now_ns, error)
+            self._set_error(sink, until_ns, reason)
 
-    def failures(self, sink: str) -> int:
-        row = self._maybe("SELECT failures FROM sinks WHERE name = ?", (sink,))
-        return 0 if row is None else int(row[0])
+    def hurry(self, sink: str) -> None:
+        """Forget that a sink was to be left alone."""
+        self._db.execute("UPDATE sinks SET due_ns = 0 WHERE name = ?", (sink,))
 
-    def _failed(self, sink: str, due_ns: int, failures: int, now_ns: int, error: str) -> None:
+    def _set_error(self, sink: str, due_ns: int, error: str) -> None:
         self._db.execute(
-            "INSERT INTO sinks (name, due_ns, failures, last_error_ns, last_error)"
-            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET due_ns = excluded.due_ns,"
-            " failures = excluded.failures, last_error_ns = excluded.last_error_ns,"
-            " last_error = excluded.last_error",
-            (sink, due_ns, failures, now_ns, error),
+            "INSERT INTO sinks (name, due_ns, last_error_ns, last_error) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET due_ns = excluded.due_ns,"
+            " last_error_ns = excluded.last_error_ns, last_error = excluded.last_error",
+            (sink, due_ns, self._clock(), error),
         )
 
     # What `status` tells, and tidying up.
@@ -518,7 +520,7 @@ class Store:
         rows = self._all(
             "SELECT name, (SELECT count(*) FROM outbox WHERE sink = name AND refused IS NULL),"
             " (SELECT count(*) FROM outbox WHERE sink = name AND refused IS NOT NULL),"
-            " sent, due_ns, failures, last_success_ns, last_error_ns, last_error"
+            " sent, due_ns, last_success_ns, last_error_ns, last_error"
             " FROM (SELECT name FROM sinks UNION SELECT DISTINCT sink FROM outbox) AS known"
             " LEFT JOIN sinks USING (name) ORDER BY name"
         )
@@ -529,10 +531,9 @@ class Store:
                 refused=row[2],
                 sent=row[3] or 0,
                 due_ns=row[4] or 0,
-                failures=row[5] or 0,
-                last_success_ns=row[6],
-                last_error_ns=row[7],
-                last_error=row[8],
+                last_success_ns=row[5],
+                last_error_ns=row[6],
+                last_error=row[7],
             )
             for row in rows
         ]

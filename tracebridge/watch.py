@@ -89,7 +89,7 @@ class Watcher:
         self._settings = settings
         self._clock = clock
         self.spool = Spool(settings.home)
-        self.store = Store(settings.home)
+        self.store = Store(settings.home, clock)
         self.sinks: list[ReadySink] = []
         try:
             self.sinks = configured_sinks(settings.env)
@@ -414,9 +414,10 @@ class Courier(threading.Thread):
     def run(self) -> None:
         sink = self._ready.open()
         with Store(self._settings.home) as store:
+            failures = 0
             while not self._stopping:
                 self._wake.clear()
-                deliver(store, self._ready.name, sink, time.time_ns)
+                failures = deliver(store, self._ready.name, sink, failures=failures).failures
                 self._wake.wait(1.0)
         sink.close()
 
@@ -509,7 +510,8 @@ def watch_once(settings: Settings, *, close_open: bool = False) -> bool:
         watcher.step(settle_now=True, close_open=close_open)
         for ready in watcher.sinks:
             sink = ready.open()
-            deliver(watcher.store, ready.name, sink, time.time_ns)
+            watcher.store.hurry(ready.name)
+            deliver(watcher.store, ready.name, sink)
             sink.close()
         return watcher.store.waiting() == 0
     finally:

@@ -1,0 +1,34 @@
+"""Claude Code: hook events and transcripts to sightings, and what its requests say of themselves.
+
+Format facts, each seen with 2.1.329:
+
+* A turn is a change of `prompt_id`, not a UserPromptSubmit: that also fires, with the running id,
+  for input while the turn runs, and not at all for a prompt that waited in the queue.
+* Hooks of a background subagent carry the id of the turn that runs now; its SubagentStart and its
+  own transcript carry that of the turn that started it.
+* A transcript line holds one content block; the message's usage is repeated on each.
+* The last assistant line lands some 50 ms after the Stop hook started.
+* Requests are told by `api-request` lines, one per attempt; `requestRef` of an answer names its own.
+* PermissionRequest names no tool call id; name and input find the call.
+"""
+
+from __future__ import annotations
+
+from tracebridge.agents.claude_code.hooks import parse_hook
+from tracebridge.agents.claude_code.payload import SLUG
+from tracebridge.agents.claude_code.requests import identify_call
+from tracebridge.agents.claude_code.transcript import find_transcript, read_transcript, transcripts
+
+ALIASES = ("claude",)
+TESTED_VERSION = "2.1.329"
+
+__all__ = [
+    "ALIASES",
+    "SLUG",
+    "TESTED_VERSION",
+    "find_transcript",
+    "identify_call",
+    "parse_hook",
+    "read_transcript",
+    "transcripts",
+]
