@@ -80,12 +80,13 @@ def render_orphan(orphan: Orphan, trace_id: str, content: Content = Content.REDA
     return _with(span, reason)
 
 
-def resource(turn: Turn) -> tuple[tuple[str, str], ...]:
+def resource_of(agent: str, spans: Iterable[Span]) -> tuple[tuple[str, str], ...]:
     """Return what stands for the agent as the thing that is observed."""
-    version = turn.info.agent_version
+    versions = (span.attributes.get(semconv.AGENT_VERSION) for span in spans)
+    version = next((version for version in versions if version), None)
     return (
-        ("service.name", turn.agent),
-        *((("service.version", version),) if version else ()),
+        ("service.name", agent),
+        *((("service.version", str(version)),) if version else ()),
         ("telemetry.distro.name", "tracebridge"),
     )
 

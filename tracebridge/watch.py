@@ -35,7 +35,7 @@ from tracebridge.model import GatewayCall, HookEvent, Sighting, Source, Turn, Tu
 from tracebridge.scrub import scrub_call, scrub_sighting
 from tracebridge.settings import Settings
 from tracebridge.sinks import ReadySink, SinkSettingsError, configured_sinks
-from tracebridge.spans import render, render_orphan, resource
+from tracebridge.spans import render, render_orphan, resource_of
 from tracebridge.spool import Spool, SpoolFileError
 from tracebridge.store import Store
 from tracebridge.tags import parse_tags
@@ -300,7 +300,7 @@ class Watcher:
                     self.store.tell(
                         turn.trace_id,
                         [(span.span_id, encode_span(span)) for span in spans],
-                        resource(turn),
+                        resource_of(turn.agent, spans),
                         [sink.name for sink in self.sinks],
                     )
                 else:
@@ -355,7 +355,7 @@ class Watcher:
                 self.store.tell(
                     lone_trace,
                     [(span.span_id, encode_span(span))],
-                    (("service.name", agent), ("telemetry.distro.name", "tracebridge")),
+                    resource_of(agent, [span]),
                     [sink.name for sink in self.sinks],
                 )
 
@@ -431,8 +431,8 @@ class _SpoolEvents(FileSystemEventHandler):
         self._wake.set()
 
 
-def watch(settings: Settings, *, lock_fd: int | None = None) -> bool:
-    """Run until stopped; one that a hook started (*lock_fd*) also stops when there is no work.
+def watch(settings: Settings, *, lock_fd: int | None = None, background: bool = False) -> bool:
+    """Run until stopped; in the *background*, or started by a hook, until there is no work.
 
     Return False if another watcher has the lock.
     """
@@ -445,7 +445,7 @@ def watch(settings: Settings, *, lock_fd: int | None = None) -> bool:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    patience_s = settings.idle_minutes * 60 if lock_fd is not None else None
+    patience_s = settings.idle_minutes * 60 if background or lock_fd is not None else None
     while True:
         with _locked(settings.home, lock_fd) as locked:
             if not locked:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -37,11 +37,24 @@ class Reading:
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What a launched agent needs to know of us."""
+
+    # The hook's shell commands by kind, as for `wire`.
+    commands: Mapping[str, str]
+    # Base URL of our gateway, without a path; None: the agent talks to its model directly.
+    gateway_url: str | None
+    env: Mapping[str, str]
+
+
 class Agent(Protocol):
     """What we expect of an agent's module."""
 
     SLUG: str
     ALIASES: tuple[str, ...]
+    # The command that starts it.
+    PROGRAM: str
     # Versions that the tests drive.
     TESTED_VERSION: str
 
@@ -65,6 +78,26 @@ class Agent(Protocol):
         self, headers: Mapping[str, str], body: Mapping[str, Any]
     ) -> CallIdentity | None:
         """Return who made a model request, from lower-case headers and the parsed body, or None."""
+        ...
+
+    def settings_path(self, scope: str, home: Path, project: Path) -> Path:
+        """Return the agent's settings file of a scope, "global" or "local"."""
+        ...
+
+    def wire(self, settings: Mapping[str, Any], commands: Mapping[str, str]) -> dict[str, Any]:
+        """Return *settings* with our hooks. Raise ValueError where they cannot be added."""
+        ...
+
+    def unwire(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return *settings* without our hooks."""
+        ...
+
+    def launch(self, command: Sequence[str], launch: Launch) -> tuple[list[str], dict[str, str]]:
+        """Return command and environment that trace one process with nothing edited."""
+        ...
+
+    def upstream(self, env: Mapping[str, str], home: Path, project: Path) -> str:
+        """Return, as a gateway's upstream, where the agent's model requests go today."""
         ...
 
 

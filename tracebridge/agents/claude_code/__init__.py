@@ -18,17 +18,25 @@ from tracebridge.agents.claude_code.hooks import parse_hook
 from tracebridge.agents.claude_code.payload import SLUG
 from tracebridge.agents.claude_code.requests import identify_call
 from tracebridge.agents.claude_code.transcript import find_transcript, read_transcript, transcripts
+from tracebridge.agents.claude_code.wiring import launch, settings_path, unwire, upstream, wire
 
 ALIASES = ("claude",)
+PROGRAM = "claude"
 TESTED_VERSION = "2.1.329"
 
 __all__ = [
     "ALIASES",
+    "PROGRAM",
     "SLUG",
     "TESTED_VERSION",
     "find_transcript",
     "identify_call",
+    "launch",
     "parse_hook",
     "read_transcript",
+    "settings_path",
     "transcripts",
+    "unwire",
+    "upstream",
+    "wire",
 ]

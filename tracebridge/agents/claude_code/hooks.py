@@ -54,7 +54,9 @@ SILENT_LINES = frozenset(
         "tools-used",
     }
 )
-SILENT_EVENTS = frozenset({"Notification", "PostToolBatch", "UserPromptExpansion"})
+SILENT_EVENTS = frozenset(
+    {"Notification", "PostToolBatch", "SessionEnd", "SessionStart", "UserPromptExpansion"}
+)
 
 
 def parse_hook(event: HookEvent) -> Reading:

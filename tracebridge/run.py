@@ -1,0 +1,161 @@
+"""Trace one command with nothing installed and nothing edited."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import IO
+
+from tracebridge.agents import Agent, Launch, agent
+from tracebridge.integrate import hook_commands
+from tracebridge.settings import Settings
+from tracebridge.store import Store, TurnRow
+from tracebridge.watch import is_watched
+
+# How long a helper process may take to come up, and a finished turn to be put together.
+START_S = 20.0
+SETTLE_S = 10.0
+
+
+class RunError(Exception):
+    """The command cannot be run; the text says why and what to do."""
+
+
+def agent_of(command: Sequence[str]) -> Agent:
+    """Return the agent that *command* starts. Raise RunError for a program that is none."""
+    found = agent(PurePath(command[0]).stem)
+    if found is None:
+        raise RunError(
+            f"{command[0]}: not an agent that tracebridge knows; run `tracebridge run -- claude …`"
+        )
+    return found
+
+
+def run(command: Sequence[str], settings: Settings, upstream: Sequence[str]) -> int:
+    """Run *command* as its own terminal would, traced; return its exit code."""
+    which = agent_of(command)
+    env = {**os.environ, "TRACEBRIDGE_HOME": str(settings.home)}
+    began_ns = time.time_ns()
+    upstream = upstream or [which.upstream(env, Path.home(), Path.cwd())]
+    start_watcher(settings, env)
+    with started_gateway(upstream, env) as url:
+        if url is None:
+            say("the gateway did not start; model calls are taken from the transcript alone")
+        launch = Launch(commands=hook_commands(which, settings.home), gateway_url=url, env=env)
+        try:
+            arguments, agent_env = which.launch(command, launch)
+        except (ValueError, OSError) as error:
+            raise RunError(str(error)) from error
+        code = _run_in_terminal(arguments, agent_env)
+    _say_where(settings, which.SLUG, began_ns)
+    return code
+
+
+@contextmanager
+def started_gateway(upstream: Sequence[str], env: Mapping[str, str]) -> Iterator[str | None]:
+    """Start our gateway on a free port for the time of the block; give its URL, None if it fails."""
+    words = [sys.executable, "-m", "tracebridge", "gateway", "--listen", "127.0.0.1:0"]
+    for spec in upstream:
+        words += ["--upstream", spec]
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=env,
+        text=True,
+        # Ctrl-C is for the agent; its last calls must still be recorded.
+        start_new_session=True,
+    )
+    try:
+        yield _first_line(process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(START_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def start_watcher(settings: Settings, env: Mapping[str, str]) -> None:
+    """Start a watcher that outlives us, unless one lives.
+
+    The hooks would start one too, but an agent may keep OTEL_* from its hooks.
+    """
+    if is_watched(settings.home) or env.get("TRACEBRIDGE_NO_WATCH"):
+        return
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (settings.home / "watch.log").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "tracebridge", "watch", "--background"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=env,
+            cwd="/",
+            start_new_session=True,
+        )
+
+
+def _first_line(process: subprocess.Popen[str]) -> str | None:
+    stdout: IO[str] | None = process.stdout
+    # The gateway prints its URL once it accepts connections, or ends and closes the pipe.
+    line = stdout.readline().strip() if stdout is not None else ""
+    return line.rstrip("/") or None
+
+
+def _run_in_terminal(arguments: Sequence[str], env: Mapping[str, str]) -> int:
+    # The terminal sends Ctrl-C to the agent and to us: what it means is the agent's to say.
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)
+    }
+
+    def as_usual() -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+    try:
+        process = subprocess.Popen(arguments, env=env, preexec_fn=as_usual)  # noqa: PLW1509  # we have one thread
+    except OSError as error:
+        raise RunError(f"{arguments[0]}: {error.strerror}; is it installed?") from error
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        code = process.wait()
+        return 128 - code if code < 0 else code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_where(settings: Settings, slug: str, began_ns: int) -> None:
+    turns = wait_for_turns(settings.home, slug, began_ns)
+    if not turns:
+        say("no turn was seen; `tracebridge status` says what is on")
+    for turn in turns:
+        state = turn.outcome or turn.state
+        say(f"turn {state}: trace {turn.trace_id}; tracebridge show {turn.trace_id[:8]}")
+
+
+def wait_for_turns(home: Path, slug: str, began_ns: int) -> list[TurnRow]:
+    """Return the agent's turns since *began_ns* once all are told, or what there is after a while."""
+    deadline = time.monotonic() + SETTLE_S
+    with Store(home) as store:
+        while True:
+            turns = [t for t in store.turns() if t.agent == slug and t.start_ns >= began_ns]
+            done = bool(turns) and all(turn.told for turn in turns)
+            if done or time.monotonic() > deadline:
+                return turns
+            time.sleep(0.05)
+
+
+def say(text: str) -> None:
+    """Tell the user something, beside the agent's own output."""
+    print(f"tracebridge: {text}", file=sys.stderr)  # noqa: T201  # a command line's own voice
