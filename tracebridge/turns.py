@@ -108,8 +108,8 @@ class TurnAssembler:
                 drafts.append(draft)
         drafts.sort(key=lambda draft: (draft.start_ns, draft.turn_key))
         turns = []
-        for draft, following in zip(drafts, [*drafts[1:], None], strict=True):
-            moved_on_ns = following.start_ns if following is not None else None
+        for position, draft in enumerate(drafts, start=1):
+            moved_on_ns = drafts[position].start_ns if position < len(drafts) else None
             turns.append(draft.turn(moved_on_ns, over_ns, gone=gone))
         return turns
 

@@ -117,7 +117,15 @@ class Watcher:
         self._find_homes_for_strangers()
         for session in list(self._sessions.values()):
             if session.dirty or session.untold:
-                self._assemble(session, settle_now=settle_now, close_open=close_open)
+                try:
+                    self._assemble(session, settle_now=settle_now, close_open=close_open)
+                except Exception:
+                    # Whatever is odd about one session, the others go on; what it told is kept.
+                    logger.exception("session %s cannot be put together", session.session_id)
+                    self._note(
+                        f"session {session.session_id} cannot be put together; see watch.log"
+                    )
+                    session.dirty = session.untold = False
         self._give_up_on_orphans(at_once=close_open)
         return new
 
