@@ -1,0 +1,1 @@
+"""What tests need: ours, and those of whoever builds on tracebridge."""
