@@ -1,0 +1,300 @@
+"""The watcher: what waits becomes spans at a backend, once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+from claude_files import SECOND, SESSION, TURN, Claude, at, said, used
+
+from tracebridge.agents import agent
+from tracebridge.ids import root_span_id, span_id, trace_id
+from tracebridge.model import CallIdentity, GatewayCall, Usage
+from tracebridge.settings import read_settings
+from tracebridge.store import Store
+from tracebridge.testing.receiver import Answer, Receiver
+from tracebridge.watch import Watcher, is_watched, watch_once
+
+TRACE = trace_id("claude-code", SESSION, TURN)
+
+
+@pytest.fixture
+def claude(home: Path, tmp_path: Path) -> Claude:
+    return Claude(home, tmp_path)
+
+
+@pytest.fixture
+def receiver(monkeypatch):
+    with Receiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        yield receiver
+
+
+def a_call(**known) -> GatewayCall:
+    identity = CallIdentity(agent="claude-code", session_id=SESSION, turn_key=TURN)
+    given = {"call_id": "call-1", "start_ns": at(1), "end_ns": at(2), "identity": identity} | known
+    return GatewayCall(gateway="tracebridge", method="POST", path="/v1/messages", **given)
+
+
+def tree_of(receiver) -> dict[str, str | None]:
+    """Return the received spans by name with their parents' names."""
+    names = {span.span_id: span.name for span in receiver.spans}
+    return {span.name: names.get(span.parent_span_id) for span in receiver.spans}
+
+
+def watcher_process(**env: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tracebridge", "watch"],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **env},
+    )
+
+
+def wait_until(condition, what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited in vain for {what}")
+        time.sleep(0.01)
+
+
+def test_a_turn_arrives_with_all_its_parts(claude, receiver):
+    """Hooks, transcript and a gateway call of one turn become one trace at the backend."""
+    env = {"RESPAN_CUSTOMER_ID": "acme", "RESPAN_METADATA": '{"team": "blue"}'}
+    claude.hook(0, "UserPromptSubmit", env, prompt="edit it")
+    claude.prompt_line(0, "edit it")
+    claude.answer_line(
+        2,
+        "msg_1",
+        {"type": "thinking", "thinking": "hm", "signature": "x"},
+        used("toolu_1", "Write", file_path="/project/a.py", content="1\n2\n"),
+        began=1,
+        stop="tool_use",
+        thinkingDurationMs=500,
+    )
+    tool = {
+        "tool_name": "Write",
+        "tool_input": {"file_path": "/project/a.py", "content": "1\n2\n"},
+        "tool_use_id": "toolu_1",
+    }
+    claude.hook(2.1, "PreToolUse", env, **tool)
+    response = {"type": "create", "filePath": "/project/a.py", "structuredPatch": []}
+    claude.hook(2.3, "PostToolUse", env, **tool, tool_response=response, duration_ms=100)
+    claude.answer_line(4, "msg_2", said("done"), began=3)
+    claude.hook(4.1, "Stop", env, last_assistant_message="done", background_tasks=[])
+    usage = Usage(input_tokens=115, output_tokens=20)
+    claude.spool.write_call(a_call(response_id="msg_1", model="claude-opus-5-5", usage=usage))
+    assert watch_once(read_settings())
+    assert tree_of(receiver) == {
+        "invoke_agent claude-code": None,
+        "chat claude-opus-5-5": "invoke_agent claude-code",
+        "thinking": "chat claude-opus-5-5",
+        "execute_tool Write": "invoke_agent claude-code",
+        "file_edit a.py": "execute_tool Write",
+    }
+    assert {span.trace_id for span in receiver.spans} == {TRACE}
+    assert len(receiver.spans) == 6
+    for span in receiver.spans:
+        assert span.attributes["user.id"] == "acme"
+        assert span.attributes["tracebridge.metadata.team"] == "blue"
+        assert span.attributes["gen_ai.conversation.id"] == SESSION
+    sources = {
+        span.attributes["gen_ai.response.id"]: span.attributes["tracebridge.llm.source"]
+        for span in receiver.spans
+        if span.name.startswith("chat")
+    }
+    assert sources == {"msg_1": "gateway+transcript", "msg_2": "transcript"}
+    assert receiver.spans[-1].span_id == root_span_id(TRACE)
+
+
+def test_the_second_time_adds_nothing(claude, receiver):
+    """The same events again, and the transcript read anew, give not one span more."""
+    claude.simple_turn()
+    assert watch_once(read_settings())
+    before = len(receiver.spans)
+    claude.hook(0, "UserPromptSubmit", prompt="hello")
+    claude.hook(3, "Stop", last_assistant_message="done", background_tasks=[])
+    watcher = Watcher(read_settings())
+    watcher.import_transcript(agent("claude-code"), claude.transcript)
+    watcher.close()
+    assert watch_once(read_settings())
+    assert len(receiver.spans) == before
+
+
+def test_an_outage_delays_a_turn_and_loses_nothing(claude, receiver):
+    """While the backend is down the exit code says so; when it is back the turn arrives, once."""
+    receiver.answer_next(Answer(status=503))
+    claude.simple_turn()
+    assert not watch_once(read_settings())
+    assert receiver.spans == []
+    assert watch_once(read_settings())
+    assert len(receiver.spans) == 2
+    assert len({span.span_id for span in receiver.spans}) == 2
+
+
+def test_without_a_sink_nothing_is_sent_and_all_is_kept(claude, home):
+    """Nothing leaves the machine until the user names a sink; the turn can be shown all the same."""
+    claude.simple_turn()
+    assert watch_once(read_settings())
+    with Store(home) as store:
+        assert [row.trace_id for row in store.turns()] == [TRACE]
+        assert store.waiting() == 0
+
+
+def test_garbage_in_the_spool_is_set_aside(claude, receiver, home):
+    """Files that cannot be understood are moved away and counted; the turn beside them arrives."""
+    (claude.spool.new / "00000000000000000001-1-0.event").write_bytes(b"\xff\x00garbage")
+    (claude.spool.new / "00000000000000000002-1-0.event").write_bytes(b"")
+    claude.raw_hook(at(1), b"not json")
+    claude.raw_hook(at(1), b'{"session_id": 7}')
+    claude.simple_turn()
+    assert watch_once(read_settings())
+    assert len(receiver.spans) == 2
+    with Store(home) as store:
+        notes = store.notes()
+    assert notes["spool file set aside"] == 2
+    assert notes["hook payload not JSON"] == 1
+    assert len(list((home / "spool" / "bad").iterdir())) == 2
+    assert claude.spool.depth() == 0
+
+
+def test_a_late_call_becomes_a_new_span(claude, receiver):
+    """What was told stays as it was: a call that comes after the turn adds its own span only."""
+    claude.simple_turn()
+    assert watch_once(read_settings())
+    told = {span.span_id for span in receiver.spans}
+    claude.spool.write_call(a_call(request_id="req-late", error_type="429", status_code=429))
+    assert watch_once(read_settings())
+    (late,) = (span for span in receiver.spans if span.span_id not in told)
+    assert late.trace_id == TRACE
+    assert late.parent_span_id == root_span_id(TRACE)
+    assert late.span_id == span_id(TRACE, "llm", "req-late")
+    assert late.attributes["tracebridge.link.evidence"] == "turn_id"
+
+
+def test_a_call_the_transcript_told_already_is_not_told_twice(claude, receiver):
+    """A gateway record that comes late for a call that is known already is the same span."""
+    claude.simple_turn()
+    assert watch_once(read_settings())
+    before = len(receiver.spans)
+    claude.spool.write_call(a_call(response_id=f"msg_{TURN}"))
+    assert watch_once(read_settings())
+    assert len(receiver.spans) == before
+
+
+def test_orphans_go_out_alone_with_the_reason(claude, receiver, home):
+    """A call that no turn claims is not lost: it becomes a trace of its own and is counted."""
+    claude.spool.write_call(a_call(identity=None, response_id="msg_x"))
+    assert watch_once(read_settings())
+    assert receiver.spans == []
+    assert watch_once(read_settings(), close_open=True)
+    (orphan,) = receiver.spans
+    assert orphan.attributes["tracebridge.link.reason"]
+    assert not orphan.parent_span_id
+    with Store(home) as store:
+        assert store.link_counts() == {"orphan": 1}
+
+
+def test_open_turns_stay_open_until_asked(claude, receiver):
+    """`--once` leaves a running turn alone; `--close-open` ends it as abandoned."""
+    claude.hook(0, "UserPromptSubmit", prompt="hello")
+    assert watch_once(read_settings())
+    assert receiver.spans == []
+    assert watch_once(read_settings(), close_open=True)
+    (root,) = receiver.spans
+    assert root.attributes["tracebridge.turn.outcome"] == "abandoned"
+
+
+def test_an_agent_that_was_killed_leaves_an_abandoned_turn(claude, receiver):
+    """When the agent's process is gone without a word, its turn ends all the same."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    claude.hook(0, "UserPromptSubmit", {"CLAUDE_PID": str(gone.pid)}, prompt="hello")
+    now = [time.time_ns()]
+    watcher = Watcher(read_settings(), clock=lambda: now[0])
+    watcher.step()
+    now[0] += 60 * SECOND
+    watcher.step()
+    watcher.close()
+    assert watch_once(read_settings())
+    (root,) = receiver.spans
+    assert root.attributes["tracebridge.turn.outcome"] == "abandoned"
+
+
+def test_a_fork_tells_only_what_is_new(claude, receiver, home, tmp_path):
+    """A forked session's file begins with copied lines: they add nothing."""
+    claude.simple_turn()
+    assert watch_once(read_settings())
+    before = {span.span_id for span in receiver.spans}
+    fork = Claude(home, tmp_path, session="f" * 8)
+    copied = claude.transcript.read_text().replace(SESSION, fork.session)
+    fork.transcript.write_text(copied)
+    fork.turn = "new-turn"
+    fork.simple_turn(began=100, text="and now?")
+    assert watch_once(read_settings())
+    new = [span for span in receiver.spans if span.span_id not in before]
+    assert {span.trace_id for span in new} == {trace_id("claude-code", fork.session, "new-turn")}
+    with Store(home) as store:
+        assert store.notes()["copied history passed over"] > 0
+
+
+def test_only_one_watcher_lives(home):
+    """A second watcher sees the first one's lock and leaves; when the first ends, the lock is free."""
+    first = watcher_process()
+    try:
+        wait_until(lambda: is_watched(home), "the first watcher")
+        second = watcher_process()
+        assert second.wait(60) == 0
+        assert first.poll() is None
+    finally:
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 0
+    assert not is_watched(home)
+
+
+def test_a_killed_watcher_loses_and_doubles_nothing(receiver, tmp_path, home):
+    """SIGKILL at any moment: after all restarts the backend has the spans of an undisturbed run."""
+    chance = random.Random(7)
+    expected = set()
+    for number in range(6):
+        one = Claude(home, tmp_path, session=f"session-{number}", turn=f"turn-{number}")
+        one.simple_turn(began=10 * number)
+        trace = trace_id("claude-code", one.session, one.turn)
+        expected |= {root_span_id(trace), span_id(trace, "llm", f"msg_{one.turn}")}
+        process = watcher_process()
+        time.sleep(chance.uniform(0.0, 0.8))  # the moment of death, not a synchronisation
+        process.kill()
+        process.wait()
+    assert watch_once(read_settings())
+    received = {span.span_id: span.attributes for span in receiver.spans}
+    assert received.keys() == expected
+    for span in receiver.spans:
+        assert received[span.span_id] == span.attributes
+
+
+def test_a_hook_starts_the_watcher_and_the_watcher_leaves_when_idle(home, tmp_path, receiver):
+    """With nothing running, the first hook event is enough for its turn to arrive."""
+    hook = Path(__file__).resolve().parent.parent / "hooks" / "tracebridge_hook.py"
+    env = {**os.environ, "TRACEBRIDGE_IDLE_MINUTES": "0.02"}
+    transcript = str(tmp_path / "none.jsonl")
+    for event in (
+        {"hook_event_name": "UserPromptSubmit", "prompt": "hello"},
+        {"hook_event_name": "Stop", "background_tasks": []},
+    ):
+        payload = {"session_id": SESSION, "prompt_id": TURN, "transcript_path": transcript, **event}
+        subprocess.run(
+            [sys.executable, "-I", "-S", str(hook), "claude-code"],
+            input=orjson.dumps(payload),
+            env=env,
+            check=True,
+        )
+    wait_until(lambda: receiver.spans, "the turn at the backend")
+    assert receiver.spans[-1].span_id == root_span_id(TRACE)
+    wait_until(lambda: not is_watched(home), "the idle watcher to leave")
