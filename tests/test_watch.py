@@ -234,9 +234,10 @@ def test_a_fork_tells_only_what_is_new(claude, receiver, home, tmp_path):
     assert watch_once(read_settings())
     before = {span.span_id for span in receiver.spans}
     fork = Claude(home, tmp_path, session="f" * 8)
-    copied = claude.transcript.read_text().replace(SESSION, fork.session)
-    fork.transcript.write_text(copied)
     fork.turn = "new-turn"
+    copied = claude.transcript.read_text().replace(SESSION, fork.session).splitlines(keepends=True)
+    lines = [line.replace(TURN, fork.turn) for line in copied if "api-request" not in line]
+    fork.transcript.write_text("".join(lines))
     fork.simple_turn(began=100, text="and now?")
     assert watch_once(read_settings())
     new = [span for span in receiver.spans if span.span_id not in before]

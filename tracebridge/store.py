@@ -33,10 +33,6 @@ MIGRATIONS = (
         digest BLOB NOT NULL UNIQUE, time_ns INTEGER NOT NULL, body BLOB NOT NULL
     );
     CREATE INDEX sightings_of_session ON sightings (agent, session_id);
-    CREATE TABLE turn_owners (
-        agent TEXT NOT NULL, turn_key TEXT NOT NULL, session_id TEXT NOT NULL,
-        PRIMARY KEY (agent, turn_key)
-    ) WITHOUT ROWID;
     CREATE TABLE calls (
         call_id TEXT PRIMARY KEY, agent TEXT, session_id TEXT,
         start_ns INTEGER NOT NULL, taken_ns INTEGER NOT NULL, body BLOB NOT NULL,
@@ -177,18 +173,10 @@ class Store:
 
     # Sightings and calls: what came in.
 
-    def add_sightings(self, sightings: Iterable[Sighting]) -> tuple[list[Sighting], int]:
-        """Keep *sightings*; return those that are new, and how many were copied history.
-
-        A turn belongs to the session that told of it first: a fork's file begins with copies of
-        its parent's lines under a new session id.
-        """
+    def add_sightings(self, sightings: Iterable[Sighting]) -> list[Sighting]:
+        """Keep *sightings* and return those that are new."""
         new = []
-        copied = 0
         for sighting in sightings:
-            if sighting.turn_key is not None and not self._owns(sighting, sighting.turn_key):
-                copied += 1
-                continue
             body = encode(sighting)
             cursor = self._db.execute(
                 "INSERT OR IGNORE INTO sightings"
@@ -206,18 +194,7 @@ class Store:
             )
             if cursor.rowcount:
                 new.append(sighting)
-        return new, copied
-
-    def _owns(self, sighting: Sighting, turn_key: str) -> bool:
-        self._db.execute(
-            "INSERT OR IGNORE INTO turn_owners VALUES (?, ?, ?)",
-            (sighting.agent, turn_key, sighting.session_id),
-        )
-        owner = self._one(
-            "SELECT session_id FROM turn_owners WHERE agent = ? AND turn_key = ?",
-            (sighting.agent, turn_key),
-        )
-        return bool(owner[0] == sighting.session_id)
+        return new
 
     def sightings(self, agent: str, session_id: str) -> list[Sighting]:
         rows = self._all(

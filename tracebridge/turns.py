@@ -173,6 +173,7 @@ class _Draft:
         self.turn_key = turn_key
         self._agent, self._session_id = session
         self.trace_id = trace_id(self._agent, self._session_id, turn_key)
+        sightings = _own(sightings)
         self._owners = _owners(sightings)
         self.prompts = _by_time(merge(sightings, Prompt))
         self.calls = _by_time(merge(sightings, ModelCall))
@@ -383,6 +384,32 @@ def _overlaid(own: Sequence[AnyPart], session: Sequence[AnyPart], empty: AnyPart
 
 def _is_of_session(sighting: Sighting) -> bool:
     return sighting.turn_key is None and sighting.subagent_id is None
+
+
+def _own(sightings: Sequence[Sighting]) -> Sequence[Sighting]:
+    """Return *sightings* without history that was copied into the turn.
+
+    A turn begins with one prompt. Where a transcript tells of several (not of input while the turn
+    ran), it is a fork's, and the last of them is its own: what came before happened elsewhere.
+    """
+    begun = [
+        sighting.time_ns
+        for sighting in sightings
+        if sighting.source is Source.TRANSCRIPT
+        and isinstance(sighting.part, Prompt)
+        and not sighting.part.mid_turn
+        and sighting.part.origin != "command"
+    ]
+    if len(begun) < 2:
+        return sightings
+    return [
+        sighting
+        for sighting in sightings
+        if sighting.source is not Source.TRANSCRIPT
+        or sighting.time_ns >= max(begun)
+        # Without a time of its own: what is known of a subagent from the side.
+        or sighting.time_ns == 0
+    ]
 
 
 def _owners(sightings: Iterable[Sighting]) -> Mapping[str, str]:

@@ -156,10 +156,8 @@ class Watcher:
                     notes["spool file set aside"] += 1
                     logger.warning("%s; moved to %s", error, self.spool.set_aside(file))
         with self.store.transaction():
-            new, copied = self.store.add_sightings(sightings)
+            new = self.store.add_sightings(sightings)
             new_calls = [call for call in calls if self.store.add_call(call, self._clock())]
-            if copied:
-                notes["copied history passed over"] += copied
             self.store.add_notes(notes)
         # Only now is it safe to let go of the files.
         for file in files:
@@ -227,12 +225,11 @@ class Watcher:
             if reading.cursor == cursor and not sightings:
                 return new
             with self.store.transaction():
-                added, copied = self.store.add_sightings(sightings)
+                added = self.store.add_sightings(sightings)
                 if reading.cursor != cursor:
                     self.store.set_cursor(path, reading.cursor)
                     # The same lines are not counted at each look.
-                    copies = {"copied history passed over": copied} if copied else {}
-                    self.store.add_notes({**reading.notes, **copies})
+                    self.store.add_notes(reading.notes)
             self._cursors[path] = reading.cursor
             self._spread(added)
             new |= bool(added)

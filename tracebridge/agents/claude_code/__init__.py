@@ -9,6 +9,8 @@ Format facts, each seen with 2.1.329:
 * A transcript line holds one content block; the message's usage is repeated on each.
 * The last assistant line lands some 50 ms after the Stop hook started.
 * Requests are told by `api-request` lines, one per attempt; `requestRef` of an answer names its own.
+* A fork's file begins with copies of its parent's lines, under the new session and, unlike what
+  was there before, under the prompt id of the fork's own first turn. Only their times are old.
 * PermissionRequest names no tool call id; name and input find the call.
 """
 

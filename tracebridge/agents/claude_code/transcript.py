@@ -273,7 +273,12 @@ class _TranscriptReader:
         if line.get("isApiErrorMessage") or message.get("model") == "<synthetic>":
             self._read_api_error_message(line, message, request_id, time_ns)
             return
-        start_ns = self._requests.get(text_of(line, "requestRef") or "")
+        request = text_of(line, "requestRef")
+        if request is not None and request not in self._requests:
+            # A fork's file begins with its parent's lines, but not with their requests.
+            self.notes["copied history passed over"] += 1
+            return
+        start_ns = self._requests.get(request or "")
         self._attempt = 0
         texts: list[str] = []
         tools: list[str] = []
