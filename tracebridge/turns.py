@@ -292,6 +292,9 @@ class _Draft:
         return failures[-1] if failures and last.outcome is not Outcome.COMPLETED else last
 
     def _main_starts(self) -> Iterable[int]:
+        for prompt in self.prompts:
+            if prompt.start_ns is not None and not prompt.mid_turn:
+                yield prompt.start_ns
         for chat in self.chats:
             if chat.subagent_id is None and chat.compaction_key is None:
                 start = _chat_start(chat)

@@ -106,8 +106,12 @@ class _TranscriptReader:
         self.notes: Counter[str] = Counter()
         self._path = path
         self._prompt_id: str | None = memory.get("prompt_id")
-        # Recent requests: id to start.
-        self._requests: dict[str, int] = dict(memory.get("requests", {}))
+        # Recent requests: id to start and model.
+        self._requests: dict[str, list[Any]] = dict(memory.get("requests", {}))
+        # Answers whose request is not told yet: request id to turn and call.
+        self._awaiting: dict[str, list[Any]] = dict(memory.get("awaiting", {}))
+        # A compaction stands before the line that says whose it is.
+        self._compaction: list[Any] | None = memory.get("compaction")
         self._attempt: int = memory.get("attempt", 0)
         self._session_id: str = memory.get("session_id") or _session_of_path(path)
         self._agent_id = _agent_of_path(path)
@@ -119,6 +123,8 @@ class _TranscriptReader:
         return {
             "prompt_id": self._prompt_id,
             "requests": dict(list(self._requests.items())[-50:]),
+            "awaiting": dict(list(self._awaiting.items())[-50:]),
+            "compaction": self._compaction,
             "attempt": self._attempt,
             "session_id": self._session_id,
             "tools": dict(list(self._tools.items())[-50:]),
@@ -132,8 +138,7 @@ class _TranscriptReader:
         if isinstance(session_id := line.get("sessionId"), str):
             self._session_id = session_id
         if kind == "api-request":
-            if isinstance(request := line.get("id"), str) and time_ns:
-                self._requests[request] = time_ns
+            self._read_request(line, time_ns)
             return
         if time_ns is None:
             self.notes[f"transcript line {str(kind)[:40]!r} without time ignored"] += 1
@@ -169,14 +174,24 @@ class _TranscriptReader:
             0,
         )
 
-    def _see(self, part: Part, time_ns: int) -> None:
+    def _read_request(self, line: dict[str, Any], time_ns: int | None) -> None:
+        request = text_of(line, "id")
+        if request is None or time_ns is None:
+            return
+        model = text_of(dict_of(line.get("params")), "model")
+        self._requests[request] = [time_ns, model]
+        if request in self._awaiting:
+            turn_key, key = self._awaiting.pop(request)
+            self._see(ModelCall(key=key, start_ns=time_ns), time_ns, turn_key)
+
+    def _see(self, part: Part, time_ns: int, turn_key: str | None = None) -> None:
         self.sightings.append(
             Sighting(
                 agent=SLUG,
                 session_id=self._session_id,
                 source=Source.TRANSCRIPT,
                 time_ns=time_ns,
-                turn_key=None if isinstance(part, SessionInfo) else self._prompt_id,
+                turn_key=(None if isinstance(part, SessionInfo) else turn_key or self._prompt_id),
                 subagent_id=(None if isinstance(part, SessionInfo | Subagent) else self._agent_id),
                 part=part,
             )
@@ -191,6 +206,10 @@ class _TranscriptReader:
             self._prompt_id = prompt_id
         if self._prompt_id is None:
             return
+        if self._compaction is not None and isinstance(prompt_id, str):
+            at_ns, fields = self._compaction
+            self._compaction = None
+            self._see(Compaction(key="compaction", **fields), at_ns)
         self._read_info(line)
         if results:
             for block in results:
@@ -204,6 +223,11 @@ class _TranscriptReader:
                 )
             return
         if line.get("isMeta") or line.get("isCompactSummary"):
+            return
+        if text.startswith("<local-command-"):
+            # What a slash command printed: its end.
+            ended = TurnEnd(key="command", end_ns=time_ns, outcome=Outcome.COMPLETED)
+            self._see(ended, time_ns)
             return
         if self._agent_id is not None:
             self._see(Subagent(key=self._agent_id, start_ns=time_ns), time_ns)
@@ -225,8 +249,9 @@ class _TranscriptReader:
         error_type = None
         if failed:
             error_type = "permission_denied" if denial else tool_error_type(text)
-            if isinstance(response, str) and response.startswith(INTERRUPTED):
-                error_type = "interrupted"
+            if denial == "user-rejected" and not line.get("toolDenialBeforeRun"):
+                # It ran and was broken off; nobody had been asked.
+                denial, error_type = None, "interrupted"
         self._see(
             ToolCall(
                 key=tool_id,
@@ -274,11 +299,12 @@ class _TranscriptReader:
             self._read_api_error_message(line, message, request_id, time_ns)
             return
         request = text_of(line, "requestRef")
-        if request is not None and request not in self._requests:
-            # A fork's file begins with its parent's lines, but not with their requests.
-            self.notes["copied history passed over"] += 1
-            return
-        start_ns = self._requests.get(request or "")
+        start_ns = None
+        if request in self._requests:
+            start_ns = self._requests[request][0]
+        elif request is not None:
+            # Interactively the lines of an answer can come before that of its request.
+            self._awaiting[request] = [self._prompt_id, key]
         self._attempt = 0
         texts: list[str] = []
         tools: list[str] = []
@@ -349,14 +375,15 @@ class _TranscriptReader:
         text = content_text(message.get("content"))
         status = line.get("apiErrorStatus")
         if line.get("isApiErrorMessage"):
+            start_ns, model = self._last_request()
             self._attempt += 1
             self._see(
                 ModelCall(
                     key=request_id or f"attempt:{text_of(line, 'uuid')}",
                     request_id=request_id,
                     provider="anthropic",
-                    requested_model=text_of(line, "requestedModel"),
-                    start_ns=self._last_request(),
+                    requested_model=text_of(line, "requestedModel") or model,
+                    start_ns=start_ns,
                     end_ns=time_ns,
                     status_code=status if isinstance(status, int) else None,
                     error_type=(
@@ -392,13 +419,15 @@ class _TranscriptReader:
             status = error.get("status")
             connection = dict_of(error.get("connection"))
             request_id = text_of(error, "requestId")
+            start_ns, model = self._last_request()
             self._attempt += 1
             self._see(
                 ModelCall(
                     key=request_id or f"attempt:{text_of(line, 'uuid')}",
                     request_id=request_id,
                     provider="anthropic",
-                    start_ns=self._last_request(),
+                    requested_model=model,
+                    start_ns=start_ns,
                     end_ns=time_ns,
                     status_code=status if isinstance(status, int) else None,
                     error_type=(
@@ -414,17 +443,16 @@ class _TranscriptReader:
         elif subtype == "compact_boundary":
             compact = dict_of(line.get("compactMetadata"))
             duration = nanoseconds_of(compact, "durationMs")
-            self._see(
-                Compaction(
-                    key="compaction",
-                    trigger=text_of(compact, "trigger"),
-                    start_ns=time_ns - duration if duration is not None else None,
-                    end_ns=time_ns,
-                    tokens_before=count_of(compact, "preTokens"),
-                    tokens_after=count_of(compact, "postTokens"),
-                ),
+            self._compaction = [
                 time_ns,
-            )
+                {
+                    "trigger": text_of(compact, "trigger"),
+                    "start_ns": time_ns - duration if duration is not None else None,
+                    "end_ns": time_ns,
+                    "tokens_before": count_of(compact, "preTokens"),
+                    "tokens_after": count_of(compact, "postTokens"),
+                },
+            ]
 
     def _read_attachment(self, line: dict[str, Any], time_ns: int) -> None:
         attachment = dict_of(line.get("attachment"))
@@ -448,8 +476,10 @@ class _TranscriptReader:
             self._info = info
             self._see(info, 0)
 
-    def _last_request(self) -> int | None:
-        return next(reversed(self._requests.values()), None)
+    def _last_request(self) -> tuple[int | None, str | None]:
+        """Return start and model of the request that was made last."""
+        last = next(reversed(self._requests.values()), None)
+        return (None, None) if last is None else (last[0], last[1])
 
 
 def _session_of_path(path: Path) -> str:
