@@ -220,8 +220,11 @@ def _head_of(payload: bytes) -> dict[str, Any]:
     """Return the leading text fields of a payload that was cut: who it is about comes first."""
     head = payload[:65536].decode("utf-8", "replace")
     fields: dict[str, Any] = {}
-    for name, value in re.findall(r'"(\w+)":("(?:[^"\\]|\\.)*")', head):
-        fields.setdefault(name, orjson.loads(value) if "\\u" not in value else value[1:-1])
+    for name, value in re.findall(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*")', head):
+        try:
+            fields.setdefault(name, orjson.loads(value))
+        except orjson.JSONDecodeError:
+            continue
     return fields
 
 

@@ -1,0 +1,111 @@
+"""Time commands side by side: A B C A B C ..., so that a busy moment hits all of them alike."""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    name: str
+    argv: Sequence[str]
+    stdin: bytes = b""
+    env: Mapping[str, str] = field(default_factory=dict)
+    # The name of the command that this one is compared with.
+    floor: str | None = None
+    # Called, untimed, after each run.
+    tidy: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    name: str
+    median_ms: float
+    p95_ms: float
+    min_ms: float
+    floor: str | None
+    # Medians; and the median of the ratios within one round, which a drifting machine bends less.
+    ratio: float | None
+    paired_ratio: float | None
+
+
+def measure(commands: Sequence[Command], rounds: int, warm_up: int = 3) -> list[Result]:
+    times: dict[str, list[float]] = {command.name: [] for command in commands}
+    for number in range(warm_up + rounds):
+        for command in commands:
+            elapsed = _run(command)
+            if command.tidy:
+                command.tidy()
+            if number >= warm_up:
+                times[command.name].append(elapsed)
+    return [_result(command, times) for command in commands]
+
+
+def table(results: Sequence[Result]) -> str:
+    width = max(len(result.name) for result in results)
+    lines = [f"{'command':{width}}  median ms    p95    min   ratio  paired  floor"]
+    for result in results:
+        ratios = "      -       -"
+        if result.ratio is not None and result.paired_ratio is not None:
+            ratios = f"{result.ratio:6.2f}x {result.paired_ratio:6.2f}x"
+        lines.append(
+            f"{result.name:{width}}  {result.median_ms:9.2f} {result.p95_ms:6.2f} "
+            f"{result.min_ms:6.2f} {ratios}  {result.floor or ''}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def write_json(results: Sequence[Result], rounds: int, path: Path) -> None:
+    document = {
+        "rounds": rounds,
+        "results": [
+            {name: getattr(result, name) for name in Result.__slots__} for result in results
+        ],
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _run(command: Command) -> float:
+    """Return the milliseconds from start to exit, the way an agent runs a hook: through a pipe."""
+    reader, writer = os.pipe()
+    null = os.open(os.devnull, os.O_WRONLY)
+    actions = [(os.POSIX_SPAWN_DUP2, reader, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
+    actions.append((os.POSIX_SPAWN_DUP2, null, 2))
+    started = time.perf_counter_ns()
+    pid = os.posix_spawnp(command.argv[0], list(command.argv), command.env, file_actions=actions)
+    os.close(reader)
+    try:
+        rest = memoryview(command.stdin)
+        while rest:
+            rest = rest[os.write(writer, rest) :]
+    except BrokenPipeError:
+        pass
+    os.close(writer)
+    _, status = os.waitpid(pid, 0)
+    elapsed = time.perf_counter_ns() - started
+    os.close(null)
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise RuntimeError(f"{command.name}: {command.argv} ended with {status}")
+    return elapsed / 1e6
+
+
+def _result(command: Command, times: Mapping[str, Sequence[float]]) -> Result:
+    own = times[command.name]
+    ratio = paired = None
+    if command.floor:
+        floor = times[command.floor]
+        ratio = statistics.median(own) / statistics.median(floor)
+        paired = statistics.median(a / b for a, b in zip(own, floor, strict=True))
+    return Result(
+        name=command.name,
+        median_ms=statistics.median(own),
+        p95_ms=sorted(own)[int(len(own) * 0.95)],
+        min_ms=min(own),
+        floor=command.floor,
+        ratio=ratio,
+        paired_ratio=paired,
+    )
