@@ -297,3 +297,26 @@ def test_a_hook_starts_the_watcher_and_the_watcher_leaves_when_idle(home, tmp_pa
     wait_until(lambda: receiver.spans, "the turn at the backend")
     assert receiver.spans[-1].span_id == root_span_id(TRACE)
     wait_until(lambda: not is_watched(home), "the idle watcher to leave")
+
+
+def test_resource_attributes_are_the_users(claude, receiver, monkeypatch):
+    """OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME reach the backend beside what we know."""
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=ci,odd, team=a%2Cb")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "my-agents")
+    claude.simple_turn()
+    assert watch_once(read_settings())
+    resource = receiver.spans[0].resource
+    assert resource["service.name"] == "my-agents"
+    assert resource["deployment.environment"] == "ci"
+    assert resource["team"] == "a,b"
+    assert resource["service.version"] == "2.1.329"
+
+
+def test_what_a_killed_writer_left_is_swept_up(claude):
+    """An old unfinished file goes; a fresh one may still be written to."""
+    old, fresh = (claude.spool.new.parent / "tmp" / name for name in ("old", "fresh"))
+    old.touch()
+    fresh.touch()
+    os.utime(old, (0, 0))
+    claude.spool.drop_unfinished()
+    assert (old.exists(), fresh.exists()) == (False, True)

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import platformdirs
 
@@ -65,6 +66,19 @@ class Settings:
             raise _unusable(self, "content", "use metadata, redacted or full") from None
 
     @property
+    def resource(self) -> Mapping[str, str]:
+        """Return the resource attributes of OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME."""
+        attributes = {}
+        for pair in self.env.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+            name, equals, value = pair.partition("=")
+            # The specification has the whole variable ignored where it is damaged; we keep the rest.
+            if equals and name.strip():
+                attributes[unquote(name.strip())] = unquote(value.strip())
+        if self.env.get("OTEL_SERVICE_NAME"):
+            attributes["service.name"] = self.env["OTEL_SERVICE_NAME"]
+        return attributes
+
+    @property
     def retention_days(self) -> float:
         return self._number("retention_days")
 
@@ -89,7 +103,7 @@ def home(env: Mapping[str, str]) -> Path:
 
 
 def read_settings(env: Mapping[str, str] | None = None) -> Settings:
-    """Return the settings in force. Raise SettingsError where the file cannot be used."""
+    """Return the settings in force. Raise SettingsError where one of them cannot be used."""
     env = os.environ if env is None else env
     place = home(env)
     file = place / CONFIG
@@ -97,17 +111,34 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
     file_env = written.pop("env", {})
     if not isinstance(file_env, dict):
         raise SettingsError(f'{file}: [env] is not a table; write NAME = "value" lines below it')
+    names = [setting.name for setting in SETTINGS]
+    for name in written:
+        # A typing error in `content` must not send what was to be kept back.
+        if name not in names:
+            raise SettingsError(f"{file}: {name}: no such setting; choose from {', '.join(names)}")
     values = {}
     for setting in SETTINGS:
         origin = Origin(setting.default, "default")
         if setting.name in written:
-            origin = Origin(str(written[setting.name]), str(file))
+            origin = Origin(_text(file, setting.name, written[setting.name]), str(file))
         if setting.variable in env:
             origin = Origin(env[setting.variable], setting.variable)
         values[setting.name] = origin
-    merged = {name: str(value) for name, value in file_env.items()} | dict(env)
+    merged = {name: _text(file, f"env.{name}", value) for name, value in file_env.items()}
+    merged |= dict(env)
     merged["TRACEBRIDGE_SINKS"] = values["sinks"].value
-    return Settings(place, values, merged)
+    settings = Settings(place, values, merged)
+    # Now, and not when a turn is half told.
+    _ = settings.content, settings.retention_days, settings.idle_minutes
+    return settings
+
+
+def _text(file: Path, name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str | int | float):
+        raise SettingsError(f'{file}: {name} is not a text; write {name} = "..."')
+    return str(value)
 
 
 def _read_file(file: Path) -> dict[str, object]:

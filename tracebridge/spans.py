@@ -80,15 +80,16 @@ def render_orphan(orphan: Orphan, trace_id: str, content: Content = Content.REDA
     return _with(span, reason)
 
 
-def resource_of(agent: str, spans: Iterable[Span]) -> tuple[tuple[str, str], ...]:
-    """Return what stands for the agent as the thing that is observed."""
+def resource_of(
+    agent: str, spans: Iterable[Span], given: Mapping[str, str] | None = None
+) -> tuple[tuple[str, str], ...]:
+    """Return what stands for the agent as the thing that is observed; *given* wins."""
     versions = (span.attributes.get(semconv.AGENT_VERSION) for span in spans)
-    version = next((version for version in versions if version), None)
-    return (
-        ("service.name", agent),
-        *((("service.version", str(version)),) if version else ()),
-        ("telemetry.distro.name", "tracebridge"),
-    )
+    version = next((str(version) for version in versions if version), None)
+    ours = {"service.name": agent, "telemetry.distro.name": "tracebridge"}
+    if version is not None:
+        ours["service.version"] = version
+    return tuple(sorted((ours | dict(given or {})).items()))
 
 
 class _Renderer:

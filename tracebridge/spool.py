@@ -13,8 +13,10 @@ can be written without a JSON encoder: by a hook that has no time to import one,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ from tracebridge.codec import decode, encode
 from tracebridge.model import GatewayCall, HookEvent
 
 SUFFIX = ".event"
+# No writer takes this long: what is older was left by one that died.
+UNFINISHED_S = 3600
+# The store's integers have 64 bits.
+LATEST_NS = 2**63
 
 
 class SpoolFileError(ValueError):
@@ -71,7 +77,8 @@ class Spool:
 
     def read(self, limit: int = 1000) -> list[SpoolFile]:
         """Return what waits, oldest first, at most *limit* files."""
-        return [self._read_file(path) for path in itertools.islice(self._waiting(), limit)]
+        files = map(self._read_file, itertools.islice(self._waiting(), limit))
+        return [file for file in files if file is not None]
 
     def depth(self) -> int:
         return sum(1 for _ in self._waiting())
@@ -82,7 +89,19 @@ class Spool:
     def set_aside(self, file: SpoolFile) -> Path:
         """Move a file that cannot be understood out of the way; nothing is deleted."""
         self._bad.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return file.path.rename(self._bad / file.path.name)
+        place = self._bad / file.path.name
+        # Another watcher may have done it already.
+        with contextlib.suppress(FileNotFoundError):
+            file.path.rename(place)
+        return place
+
+    def drop_unfinished(self) -> None:
+        """Delete what writers left in `tmp/` when they were killed."""
+        latest = time.time() - UNFINISHED_S
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._tmp.iterdir():
+                if path.lstat().st_mtime < latest:
+                    path.unlink(missing_ok=True)
 
     def _waiting(self) -> Iterator[Path]:
         try:
@@ -94,14 +113,23 @@ class Spool:
                 yield self.new / name
 
     @staticmethod
-    def _read_file(path: Path) -> SpoolFile:
+    def _read_file(path: Path) -> SpoolFile | None:
         try:
-            # Not through a link: the spool may lie in a folder that others can write to.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            with os.fdopen(descriptor, "rb") as stream:
-                data = stream.read()
-                mtime_ns = os.fstat(stream.fileno()).st_mtime_ns
-            return SpoolFile(path, parse(data, mtime_ns))
+            # Not through a link: the spool may lie in a folder that others can write to. Nor
+            # waiting for the other end of a pipe.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                facts = os.fstat(descriptor)
+                if not stat.S_ISREG(facts.st_mode):
+                    return SpoolFile(path, SpoolFileError(f"{path}: not a file"))
+                with os.fdopen(descriptor, "rb", closefd=False) as stream:
+                    data = stream.read()
+            finally:
+                os.close(descriptor)
+            return SpoolFile(path, parse(data, facts.st_mtime_ns))
+        except FileNotFoundError:
+            # Another watcher was faster.
+            return None
         except OSError as error:
             return SpoolFile(path, SpoolFileError(f"{path}: {error.strerror}"))
         except SpoolFileError as error:
@@ -124,9 +152,12 @@ def parse(data: bytes, mtime_ns: int) -> HookEvent | GatewayCall:
     kind = fields.get("kind")
     if kind == "call":
         try:
-            return decode(payload, GatewayCall)
+            call = decode(payload, GatewayCall)
         except ValueError as error:
             raise SpoolFileError(f"gateway call: {error}") from error
+        if not (0 <= call.start_ns < LATEST_NS and 0 <= call.end_ns < LATEST_NS):
+            raise SpoolFileError("gateway call: start_ns or end_ns is no time")
+        return call
     if kind == "hook":
         return HookEvent(
             agent=fields.get("agent", ""),
@@ -145,4 +176,5 @@ def parse(data: bytes, mtime_ns: int) -> HookEvent | GatewayCall:
 
 def _number(fields: dict[str, str], name: str, default: int) -> int:
     text = fields.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else default
+    usable = text.isascii() and text.isdigit() and len(text) < 20 and int(text) < LATEST_NS
+    return int(text) if usable else default

@@ -305,7 +305,7 @@ class Watcher:
                     self.store.tell(
                         turn.trace_id,
                         [(span.span_id, encode_span(span)) for span in spans],
-                        resource_of(turn.agent, spans),
+                        resource_of(turn.agent, spans, self._settings.resource),
                         [sink.name for sink in self.sinks],
                     )
                 else:
@@ -360,7 +360,7 @@ class Watcher:
                 self.store.tell(
                     lone_trace,
                     [(span.span_id, encode_span(span))],
-                    resource_of(agent, [span]),
+                    resource_of(agent, [span], self._settings.resource),
                     [sink.name for sink in self.sinks],
                 )
 
@@ -478,7 +478,7 @@ def _watch(
     for courier in couriers:
         courier.start()
     last_new = last_tidy = time.monotonic()
-    _forget(settings, watcher.store)
+    _tidy(settings, watcher)
     try:
         while not stop.is_set():
             wake.clear()
@@ -491,7 +491,7 @@ def _watch(
                 break
             if time.monotonic() - last_tidy > 3600:
                 last_tidy = time.monotonic()
-                _forget(settings, watcher.store)
+                _tidy(settings, watcher)
             wake.wait(BUSY_PAUSE_S if watcher.busy and idle_s < 60 else IDLE_PAUSE_S)
     finally:
         observer.stop()
@@ -560,8 +560,9 @@ def _is_done(watcher: Watcher) -> bool:
     return not watcher.busy and watcher.store.waiting() == 0
 
 
-def _forget(settings: Settings, store: Store) -> None:
-    store.forget_before(time.time_ns() - int(settings.retention_days * 86400 * SECOND_NS))
+def _tidy(settings: Settings, watcher: Watcher) -> None:
+    watcher.spool.drop_unfinished()
+    watcher.store.forget_before(time.time_ns() - int(settings.retention_days * 86400 * SECOND_NS))
 
 
 def _is_alive(pid: int) -> bool:
