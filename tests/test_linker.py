@@ -11,7 +11,18 @@ from sessions import AGENT, SECOND, Session, sessions, trace_of
 
 from tracebridge.ids import traceparent
 from tracebridge.linker import link
-from tracebridge.model import CallIdentity, Evidence, GatewayCall, Outcome, Prompt, TurnEnd
+from tracebridge.model import (
+    CallIdentity,
+    Compaction,
+    Evidence,
+    GatewayCall,
+    Outcome,
+    Prompt,
+    Sighting,
+    Source,
+    ToolCall,
+    TurnEnd,
+)
 from tracebridge.turns import TurnAssembler
 
 
@@ -62,8 +73,6 @@ def call(**known) -> GatewayCall:
 
 def session_with(*spans: tuple[str, int, int | None]) -> list:
     session = Session("s")
-    from tracebridge.model import Sighting, Source
-
     for turn, start, end in spans:
         parts = [Prompt(key=f"p-{turn}", text="hi", start_ns=start)]
         if end is not None:
@@ -137,3 +146,40 @@ def test_the_answer_does_not_depend_on_earlier_links():
     linked, _ = link([a_call], turns)
     again = [replace(turn) for turn in turns]
     assert link([a_call], again)[0] == linked
+
+
+def test_a_summary_is_not_tied_to_the_tools_it_recalls():
+    """A compaction request repeats tool results of an earlier turn: they are no evidence."""
+    session = Session("s")
+    session.hooks = [
+        Sighting(
+            agent=AGENT,
+            session_id="s",
+            source=Source.HOOK,
+            time_ns=at,
+            part=part,
+            turn_key=turn,
+        )
+        for at, turn, part in (
+            (SECOND, "t", Prompt(key="p", text="hi", start_ns=SECOND)),
+            (SECOND, "t", ToolCall(key="tool", start_ns=SECOND, end_ns=2 * SECOND)),
+            (2 * SECOND, "t", TurnEnd(key="x", end_ns=2 * SECOND, outcome=Outcome.COMPLETED)),
+            (20 * SECOND, "u", Compaction(key="c", start_ns=20 * SECOND)),
+        )
+    ]
+    turns = turns_of(session)
+    identity = CallIdentity(agent=AGENT, session_id="s", request_class="compaction")
+    summary = call(
+        identity=identity, start_ns=21 * SECOND, end_ns=22 * SECOND, tool_result_ids=("tool",)
+    )
+    ((_, found),) = link([summary], turns)[0]
+    assert (found.trace_id, found.evidence) == (turns[1].trace_id, Evidence.SESSION_WINDOW)
+
+
+def test_the_turn_that_runs_beats_one_about_to_begin():
+    """Clocks may differ a little; that does not move a call out of the turn that it lies in."""
+    turns = session_with(("t", SECOND, 5 * SECOND), ("u", 5 * SECOND + 300, None))
+    linked, _ = link([call(start_ns=5 * SECOND - 300)], turns)
+    assert linked[0][1].trace_id == turns[0].trace_id
+    linked, _ = link([call(start_ns=SECOND - 300)], turns)
+    assert linked[0][1].trace_id == turns[0].trace_id

@@ -86,7 +86,7 @@ class _Index:
             return self._by_response[call.response_id], Evidence.RESPONSE_ID
         if call.request_id is not None and call.request_id in self._by_request:
             return self._by_request[call.request_id], Evidence.REQUEST_ID
-        tools = [*call.tool_call_ids, *call.tool_result_ids]
+        tools = _tools(call)
         claims = {
             turn.trace_id: turn for tool in tools if (turn := self._by_tool.get(tool)) is not None
         }
@@ -104,24 +104,28 @@ class _Index:
         turns = self._sessions.get((identity.agent, identity.session_id), [])
         if not turns:
             return "its session is not known"
-        begun = [turn for turn in turns if turn.start_ns <= call.start_ns + SKEW_NS]
-        if not begun:
-            return "before the first turn of its session"
-        during = [
-            turn for turn in begun if turn.end_ns is None or turn.end_ns + SKEW_NS >= call.start_ns
-        ]
-        if len(during) > 1:
-            # A turn that just ended and the next one within a clock's reach: the later began last.
-            during = [turn for turn in during if turn.end_ns is None] or during[-1:]
+        during = _open_at(turns, call.start_ns, 0) or _open_at(turns, call.start_ns, SKEW_NS)
         if len(during) > 1:
             return "more than one turn of its session was open"
         # A title or classifier call may come after the answer: it is still the last turn's.
-        turn = (during or begun)[-1]
+        begun = during or [turn for turn in turns if turn.start_ns <= call.start_ns]
+        if not begun:
+            return "before the first turn of its session"
+        turn = begun[-1]
         return Link(
             trace_id=turn.trace_id,
             evidence=Evidence.SESSION_WINDOW,
             subagent_id=_container(call, turn),
         )
+
+
+def _open_at(turns: Sequence[Turn], time_ns: int, skew_ns: int) -> list[Turn]:
+    return [
+        turn
+        for turn in turns
+        if turn.start_ns - skew_ns <= time_ns
+        and (turn.end_ns is None or time_ns <= turn.end_ns + skew_ns)
+    ]
 
 
 def _container(call: GatewayCall, turn: Turn) -> str | None:
@@ -137,5 +141,13 @@ def _container(call: GatewayCall, turn: Turn) -> str | None:
             and told.response_id == call.response_id
         ):
             return chat.subagent_id
-    owners = {turn.tool_owners.get(tool) for tool in (*call.tool_call_ids, *call.tool_result_ids)}
+    owners = {turn.tool_owners.get(tool) for tool in _tools(call)}
     return next(iter(owners)) if len(owners) == 1 else None
+
+
+def _tools(call: GatewayCall) -> tuple[str, ...]:
+    """Return the tool calls that tie a call to its turn: asked for, or answered in its request."""
+    if call.identity is not None and call.identity.is_side_call:
+        # A summary carries the history of turns that it does not belong to.
+        return call.tool_call_ids
+    return (*call.tool_call_ids, *call.tool_result_ids)

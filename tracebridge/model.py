@@ -78,8 +78,13 @@ class CallIdentity:
     session_id: str | None = None
     turn_key: str | None = None
     subagent_id: str | None = None
-    # The agent's own word for the kind of call: main, subagent, auxiliary, compaction, ...
+    # What the call is for: main, subagent, auxiliary, compaction.
     request_class: str | None = None
+
+    @property
+    def is_side_call(self) -> bool:
+        """Say whether the call serves the agent's housekeeping and not the turn's work."""
+        return self.request_class in {"auxiliary", "compaction"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -542,7 +542,7 @@ def _call(chat: Chat) -> ModelCall:
 def _purpose(chat: Chat) -> str | None:
     """Return what a side call was for; None for the calls that do the work."""
     identity = chat.seen.identity if chat.seen is not None else None
-    if identity is not None and identity.request_class not in {None, "main", "subagent"}:
+    if identity is not None and identity.is_side_call:
         return identity.request_class
     return chat.told.purpose if chat.told is not None else None
 

@@ -503,7 +503,7 @@ def _compaction_of(seen: GatewayCall, compactions: Sequence[Compaction]) -> str 
 
 def _is_side_call(chat: Chat) -> bool:
     identity = chat.seen.identity if chat.seen is not None else None
-    return identity is not None and identity.request_class in {"auxiliary", "compaction"}
+    return identity is not None and identity.is_side_call
 
 
 def _chat_start(chat: Chat) -> int | None:

@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tracebridge.agents.claude_code.payload import SLUG
+from tracebridge.agents.claude_code.payload import SLUG, content_text
+from tracebridge.fields import dicts_in
 from tracebridge.model import CallIdentity
+
+COMPACTION = "create a detailed summary of the conversation"
 
 
 def identify_call(headers: Mapping[str, str], body: Mapping[str, Any]) -> CallIdentity | None:
@@ -20,8 +23,16 @@ def identify_call(headers: Mapping[str, str], body: Mapping[str, Any]) -> CallId
         # Only with CLAUDE_CODE_GATEWAY_HINT_HEADERS=1.
         turn_key=headers.get("x-claude-code-prompt-id"),
         subagent_id=headers.get("x-claude-code-agent-id"),
-        request_class=headers.get("x-claude-code-request-class"),
+        request_class=headers.get("x-claude-code-request-class") or _class_of(body),
     )
+
+
+def _class_of(body: Mapping[str, Any]) -> str | None:
+    """Return what a request is for where no header says so, as far as it shows."""
+    last: dict[str, Any] = next(reversed(dicts_in(body.get("messages"))), {})
+    # The summary is asked for behind whatever the last turn ended with.
+    asked = content_text(last.get("content"))
+    return "compaction" if COMPACTION in asked else None
 
 
 def _session_of_user_id(body: Mapping[str, Any]) -> str | None:

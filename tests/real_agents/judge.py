@@ -1,0 +1,248 @@
+"""The ground truth of the scripted model as the judge of the traces that reached a backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from claude import API_KEY
+from scenarios import SCENARIOS, Played, Stage
+
+from tracebridge import semconv
+from tracebridge.agents import agent
+from tracebridge.ids import root_span_id, span_id, trace_id
+from tracebridge.integrate import hook_commands
+from tracebridge.run import started_gateway
+from tracebridge.settings import read_settings
+from tracebridge.testing.receiver import ReceivedSpan, Receiver
+from tracebridge.testing.scripted_model import Attempt, ScriptedModel
+from tracebridge.watch import Watcher, watch_once
+
+CANARY = "canary-in-the-environment-5f1c"
+TAGS = {
+    "RESPAN_CUSTOMER_ID": "acme",
+    "RESPAN_METADATA": '{"team": "blue"}',
+    # Hooks and tools see it; nothing of ours may write it down.
+    "SOME_SERVICE_TOKEN": CANARY,
+}
+ERROR, CLIENT = 2, 3
+
+
+@dataclass
+class Trial:
+    """One scenario played with everything real, and what reached the backend."""
+
+    played: Played
+    home: Path
+    workdir: Path
+    truth: list[Attempt]
+    receiver: Receiver
+
+    @property
+    def spans(self) -> list[ReceivedSpan]:
+        return self.receiver.spans
+
+    def of_type(self, kind: str) -> list[ReceivedSpan]:
+        return [span for span in self.spans if span.attributes[semconv.SPAN_TYPE] == kind]
+
+    @property
+    def turns(self) -> list[ReceivedSpan]:
+        return sorted(self.of_type("turn"), key=lambda span: span.start_ns)
+
+    @property
+    def outcomes(self) -> list[str]:
+        return [root.attributes[semconv.TURN_OUTCOME] for root in self.turns]
+
+    def chat_of(self, attempt: Attempt) -> ReceivedSpan:
+        """Return the one chat span of a physical call."""
+        found = [
+            chat
+            for chat in self.of_type("llm")
+            if (
+                attempt.message_id is not None
+                and chat.attributes.get(semconv.RESPONSE_ID) == attempt.message_id
+            )
+            or (
+                attempt.request_id is not None
+                and chat.attributes.get(semconv.LLM_REQUEST_ID) == attempt.request_id
+            )
+        ]
+        assert len(found) == 1, f"{len(found)} chat spans for {attempt}"
+        return found[0]
+
+    def tree(self) -> list[tuple[str, str | None]]:
+        """Return name and parent's name of every span but chats, sorted."""
+        names = {span.span_id: span.name for span in self.spans}
+        return sorted(
+            (span.name, names.get(span.parent_span_id))
+            for span in self.spans
+            if span.attributes[semconv.SPAN_TYPE] != "llm"
+        )
+
+    def take_in_again(self) -> None:
+        """Take in the whole history a second time."""
+        watcher = Watcher(read_settings())
+        for path in sorted((self.workdir / "home" / ".claude" / "projects").glob("*/*.jsonl")):
+            watcher.store.set_cursor(path, type(watcher.store.cursor(path))())
+            watcher.import_transcript(agent("claude-code"), path)
+        watcher.close()
+        assert watch_once(read_settings())
+
+
+@contextmanager
+def trial(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: Any,
+    *,
+    gateway: bool = True,
+    hooks: bool = True,
+    launcher: tuple[str, ...] = (),
+) -> Iterator[Trial]:
+    """Play a scenario: real agent, hooks, gateway and watcher; a model and a backend on loopback."""
+    home = tmp_path / "state"
+    with Receiver() as receiver, ScriptedModel() as model:
+        monkeypatch.setenv("TRACEBRIDGE_HOME", str(home))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        monkeypatch.setenv("HOME", str(tmp_path / "play" / "home"))
+        env = {**os.environ, "TRACEBRIDGE_HOME": str(home)}
+        which = agent("claude-code")
+        wired = which.wire({}, hook_commands(which, home)) if hooks else {"hooks": {}, "env": {}}
+        with (
+            _watcher(env),
+            started_gateway([f"anthropic={model.url}"], env) as url,
+        ):
+            assert url is not None
+            stage = Stage(
+                workdir=tmp_path / "play",
+                model=model,
+                base_url=f"{url if gateway else model.url}/api/anthropic",
+                hooks=wired["hooks"],
+                settings_env=wired["env"],
+                env={**TAGS, "TRACEBRIDGE_NO_WATCH": "1", "TRACEBRIDGE_HOME": str(home)},
+                launcher=launcher,
+            )
+            played = SCENARIOS[name](stage)
+        # Gateway and watcher are gone, and with them whatever they kept in memory.
+        assert watch_once(read_settings())
+        yield Trial(played, home, tmp_path / "play", model.calls(), receiver)
+
+
+@contextmanager
+def _watcher(env: Mapping[str, str]) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", "tracebridge", "watch"], env=env)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def judge_calls(trial: Trial, *, evidence: set[str], answered_only: bool = False) -> None:
+    """Each call at the model is one chat span, in its turn and subagent, with its usage."""
+    truth = [a for a in trial.truth if not answered_only or a.outcome == "answered"]
+    assert truth
+    chats = [trial.chat_of(attempt) for attempt in truth]
+    assert len({chat.span_id for chat in chats}) == len(truth)
+    if not answered_only:
+        assert len(trial.of_type("llm")) == len(truth)
+    for attempt, chat in zip(truth, chats, strict=True):
+        assert chat.kind == CLIENT
+        assert chat.attributes[semconv.LINK_EVIDENCE] in evidence
+        _judge_place(trial, attempt, chat)
+        if attempt.outcome == "answered":
+            assert chat.status != ERROR
+            assert _usage(chat) == _true_usage(attempt)
+            assert chat.attributes[semconv.FINISH_REASONS] == [attempt.stop_reason]
+        else:
+            assert chat.status == ERROR, attempt
+
+
+def _judge_place(trial: Trial, attempt: Attempt, chat: ReceivedSpan) -> None:
+    traces = {root.trace_id for root in trial.turns}
+    assert chat.trace_id in traces
+    if attempt.prompt_id is not None:
+        own = trace_id("claude-code", attempt.session_id, attempt.prompt_id)
+        assert chat.trace_id == own
+    if attempt.agent_id is not None and attempt.request_class == "subagent":
+        assert chat.parent_span_id == span_id(chat.trace_id, "subagent", attempt.agent_id)
+    elif attempt.request_class == "main":
+        assert chat.parent_span_id == root_span_id(chat.trace_id)
+
+
+def _usage(chat: ReceivedSpan) -> dict[str, int]:
+    return {
+        name: chat.attributes.get(name, 0)
+        for name in (
+            semconv.INPUT_TOKENS,
+            semconv.OUTPUT_TOKENS,
+            semconv.CACHE_READ_TOKENS,
+            semconv.CACHE_WRITE_TOKENS,
+            semconv.REASONING_TOKENS,
+        )
+    }
+
+
+def _true_usage(attempt: Attempt) -> dict[str, int]:
+    usage = attempt.usage
+    read, write = usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]
+    return {
+        semconv.INPUT_TOKENS: usage["input_tokens"] + read + write,
+        semconv.OUTPUT_TOKENS: usage["output_tokens"],
+        semconv.CACHE_READ_TOKENS: read,
+        semconv.CACHE_WRITE_TOKENS: write,
+        semconv.REASONING_TOKENS: usage["output_tokens_details"]["thinking_tokens"],
+    }
+
+
+def judge_tools(trial: Trial) -> None:
+    """Each tool call of an answer is one span."""
+    wanted = [key for a in trial.truth if a.outcome == "answered" for key in a.tool_use_ids]
+    found = Counter(tool.attributes[semconv.TOOL_CALL_ID] for tool in trial.of_type("tool"))
+    assert found == Counter(wanted)
+
+
+def judge_spans(trial: Trial) -> None:
+    """One root per trace, no span twice or without its parent, tags on each, usage on chats only."""
+    ids = Counter((span.trace_id, span.span_id) for span in trial.spans)
+    assert max(ids.values()) == 1
+    roots = Counter(span.trace_id for span in trial.turns)
+    assert roots.keys() == {span.trace_id for span in trial.spans}
+    assert set(roots.values()) == {1}
+    for span in trial.spans:
+        assert span.end_ns >= span.start_ns > 0
+        if span.attributes[semconv.SPAN_TYPE] != "turn":
+            assert (span.trace_id, span.parent_span_id) in ids, f"{span.name} has no parent"
+        if span.attributes[semconv.SPAN_TYPE] != "llm":
+            used = [n for n in span.attributes if n.startswith(("gen_ai.usage", "llm.token"))]
+            assert used == []
+
+
+def judge_tags(trial: Trial) -> None:
+    """Session, customer and metadata stand on every span."""
+    sessions = set(trial.played.session_ids)
+    for span in trial.spans:
+        assert span.attributes[semconv.CONVERSATION_ID] in sessions
+        assert span.attributes[semconv.USER_ID] == "acme"
+        assert json.loads(span.attributes[semconv.METADATA]) == {"team": "blue"}
+        assert span.attributes[semconv.METADATA_PREFIX + "team"] == "blue"
+
+
+def judge_secrets(trial: Trial) -> None:
+    """No key from environment or headers is on disk or on the wire."""
+    places = [path for path in trial.home.rglob("*") if path.is_file()]
+    assert places
+    for secret in (API_KEY.encode(), CANARY.encode()):
+        for path in places:
+            assert secret not in path.read_bytes(), path
+        for request in trial.receiver.requests:
+            assert secret not in request.body
