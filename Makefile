@@ -1,0 +1,55 @@
+# Two commands for newcomers: `make demo` and `make test`. Both set up what they need by themselves,
+# in .venv and .agents; what they fetch is kept in the usual caches outside this folder.
+
+PYTHON := $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	&& command -v $$name && break; done)
+BIN := .venv/bin
+AGENT ?= claude-code
+
+.PHONY: help demo test check agents bench golden clean
+
+help:
+	@echo 'make demo    one traced turn, no account needed (AGENT=claude-code)'
+	@echo 'make test    everything that CI runs: lint, types, tests, real agents'
+	@echo 'make bench   the figures, as ratios measured side by side'
+	@echo 'make clean   remove what the others made here'
+
+demo: .venv/ready
+	@if command -v npm >/dev/null; then $(BIN)/python tests/real_agents/install.py >/dev/null || true; \
+	else echo 'npm is missing, so the demo runs with a stand-in agent; install Node.js for the real one'; fi
+	@$(BIN)/tracebridge demo --agent $(AGENT)
+
+test: .venv/ready agents check
+	$(BIN)/pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+agents: .venv/ready
+	@$(BIN)/python tests/real_agents/install.py
+
+bench: .venv/ready agents
+	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+golden: .venv/ready
+	$(BIN)/pytest -q tests/agents --update-golden
+
+clean:
+	rm -rf .venv .agents .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+
+# Up to date as long as pyproject.toml is older.
+.venv/ready: pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is missing; install it and run make again'; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	{ echo '$(PYTHON) has no venv module; on Debian: apt install python3-venv'; exit 1; }
+	@echo 'setting up .venv with $(PYTHON)'
+	@$(PYTHON) -m venv .venv
+	@for try in 1 2 3; do \
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1' && \
+	$(BIN)/pip install --quiet --disable-pip-version-check --group dev --editable '.[all]' && exit 0; \
+	echo "attempt $$try to install the Python packages failed"; done; \
+	echo 'no Python packages: is a package index reachable (pip config list)?'; exit 1
+	@touch .venv/ready
