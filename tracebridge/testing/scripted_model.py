@@ -582,6 +582,8 @@ def _handler_of(shared: _Play) -> type[BaseHTTPRequestHandler]:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    # Else the body of a short answer waits 40 ms for the acknowledgement of its head.
+    disable_nagle_algorithm = True
     protocol_version = "HTTP/1.1"
     play: _Play
 
