@@ -19,7 +19,19 @@ FAILED = 1
 WRONG_USAGE = 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from tracebridge.store import StoreError
+
+            if not isinstance(error, StoreError):
+                raise
+            fail(str(error))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tracebridge")
 def main() -> None:
     """One OpenTelemetry trace per turn of your coding agent, its gateway calls underneath.
@@ -126,19 +138,15 @@ def watch(once: bool, close_open: bool, background: bool, lock_fd: int | None) -
     """
     import logging
 
-    from tracebridge.store import StoreError
     from tracebridge.watch import watch as run_watch
     from tracebridge.watch import watch_once
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    try:
-        if once:
-            if not watch_once(settings(), close_open=close_open):
-                fail("not every finished span was acknowledged; `tracebridge status` says why")
-        elif not run_watch(settings(), lock_fd=lock_fd, background=background):
-            click.echo("another watcher is running", err=True)
-    except StoreError as error:
-        fail(str(error))
+    if once:
+        if not watch_once(settings(), close_open=close_open):
+            fail("not every finished span was acknowledged; `tracebridge status` says why")
+    elif not run_watch(settings(), lock_fd=lock_fd, background=background):
+        click.echo("another watcher is running", err=True)
 
 
 @main.command()
@@ -214,6 +222,7 @@ def turns(limit: int, as_json: bool) -> None:
     import orjson
 
     from tracebridge.store import Store
+    from tracebridge.tail import printable
 
     with Store(settings().home) as store:
         rows = store.turns(limit=limit)
@@ -226,7 +235,7 @@ def turns(limit: int, as_json: bool) -> None:
     for row in rows:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.start_ns / 1e9))
         took = "open" if row.end_ns is None else f"{(row.end_ns - row.start_ns) / 1e9:.1f} s"
-        prompt = " ".join((row.prompt or "").split())[:60]
+        prompt = printable(" ".join((row.prompt or "").split())[:60])
         state = row.outcome or row.state
         click.echo(f"{row.trace_id[:8]}  {began}  {took:>9}  {row.agent}  {state:<11}  {prompt}")
 

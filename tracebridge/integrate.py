@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
+import json
 import os
+import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,8 @@ class Change:
     path: Path
     before: bytes | None
     after: bytes | None
+    # Whether *before* holds nothing of ours, so that it may be put back one day.
+    clean: bool = True
 
     @property
     def diff(self) -> str:
@@ -78,16 +84,20 @@ def plan(agent: Agent, path: Path, home: Path, *, remove: bool) -> Change:
         raise IntegrateError(f"{path}: {error.strerror}; nothing was changed") from error
     settings = _parse(path, before)
     if remove:
-        original = _original(home, path, before)
-        if original is not None:
-            return Change(path, before, original[0])
+        known = _read_record(home).get(str(path), {})
+        if known.get("written") == _digest(before) and (found := _original(known)) is not None:
+            return Change(path, before, found[0])
         rest = agent.unwire(settings)
+        if rest != settings:
+            found = _original(known)
+            rest = _restored(rest, settings, _parse(path, found[0]) if found is not None else {})
         return Change(path, before, before if rest == settings else _bytes(rest, before))
     try:
         wired = agent.wire(settings, hook_commands(agent, home))
     except ValueError as error:
         raise IntegrateError(f"{path}: {error}; correct it, nothing was changed") from error
-    return Change(path, before, before if wired == settings else _bytes(wired, before))
+    clean = agent.unwire(settings) == settings
+    return Change(path, before, before if wired == settings else _bytes(wired, before), clean)
 
 
 def apply(change: Change, home: Path, *, remove: bool) -> Path | None:
@@ -97,32 +107,71 @@ def apply(change: Change, home: Path, *, remove: bool) -> Path | None:
     """
     if change.before == change.after:
         return None
-    now = change.path.read_bytes() if change.path.exists() else None
-    if now != change.before:
-        raise IntegrateError(f"{change.path}: somebody else just changed it; run this again")
-    backup = _back_up(home, change)
     try:
-        if change.after is None:
-            change.path.unlink()
-        else:
-            _write(change.path, change.after)
+        with _alone(home):
+            now = change.path.read_bytes() if change.path.exists() else None
+            if now == change.before:
+                backup = _back_up(home, change)
+                record = _recorded(_read_record(home), change, backup, remove=remove)
+                # Whatever breaks between the two: a record of what is not there does no harm.
+                if not remove:
+                    _write_record(home, record)
+                if change.after is None:
+                    change.path.unlink()
+                else:
+                    _write(change.path, change.after)
+                if remove:
+                    _write_record(home, record)
+                return backup
     except OSError as error:
-        raise IntegrateError(f"{change.path}: {error.strerror}; nothing was changed") from error
-    record = _read_record(home)
+        place = error.filename or change.path
+        raise IntegrateError(f"{change.path}: not changed: {place}: {error.strerror}") from error
+    raise IntegrateError(f"{change.path}: somebody else just changed it; run this again")
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Keep other runs of us out: each would forget what the other one recorded."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(home / f"{RECORD}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _recorded(
+    record: dict[str, Any], change: Change, backup: Path | None, *, remove: bool
+) -> dict[str, Any]:
+    path = str(change.path)
+    others = {name: entry for name, entry in record.items() if name != path}
     if remove:
-        record.pop(str(change.path), None)
+        return others
+    known = record.get(path, {})
+    if change.clean:
+        entry = {"written": _digest(change.after), "original": str(backup) if backup else None}
     else:
-        # Integrating again keeps the very first original.
-        known = record.get(str(change.path), {})
-        original = backup
-        if known and known.get("written") == _digest(change.before):
-            original = Path(known["original"]) if known.get("original") else None
-        record[str(change.path)] = {
-            "written": _digest(change.after),
-            "original": str(original) if original is not None else None,
-        }
-    _write(home / RECORD, orjson.dumps(record, option=orjson.OPT_INDENT_2))
-    return backup
+        # The very first original stays; after an edit in between it is not what to put back.
+        untouched = known.get("written") == _digest(change.before)
+        entry = {**known, "written": _digest(change.after) if untouched else None}
+    return {**others, path: entry}
+
+
+def _restored(rest: Any, now: Any, original: Any) -> Any:
+    """Return *rest* with the plain values that stood where ours stood, and were lost with them."""
+    if not (isinstance(rest, dict) and isinstance(now, dict) and isinstance(original, dict)):
+        return rest
+    back = {
+        name: _restored(value, now.get(name), original.get(name)) for name, value in rest.items()
+    }
+    for name, value in original.items():
+        if name in now and name not in rest:
+            if isinstance(value, dict):
+                back |= {name: inner} if (inner := _restored({}, now[name], value)) else {}
+            elif not isinstance(value, list):
+                back[name] = value
+    return back
 
 
 def _parse(path: Path, data: bytes | None) -> dict[str, Any]:
@@ -132,7 +181,8 @@ def _parse(path: Path, data: bytes | None) -> dict[str, Any]:
         settings = orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
         raise IntegrateError(
-            f"{path}: line {error.lineno}: {error.msg}; correct it, nothing was changed"
+            f"{path}: line {error.lineno}: not JSON, which knows no comments either: {error.msg};"
+            " correct it, nothing was changed"
         ) from error
     if not isinstance(settings, dict):
         raise IntegrateError(f"{path}: not a JSON object; correct it, nothing was changed")
@@ -140,16 +190,17 @@ def _parse(path: Path, data: bytes | None) -> dict[str, Any]:
 
 
 def _bytes(settings: Mapping[str, Any], before: bytes | None) -> bytes:
-    data = orjson.dumps(settings, option=orjson.OPT_INDENT_2) + b"\n"
+    indent = re.search(rb"\n([ \t]+)\S", before or b"")
+    text = json.dumps(settings, ensure_ascii=False, indent=indent[1].decode() if indent else 2)
+    data = text.encode() + b"\n"
     return data.replace(b"\n", b"\r\n") if before is not None and b"\r\n" in before else data
 
 
-def _original(home: Path, path: Path, now: bytes | None) -> tuple[bytes | None] | None:
-    """Return the bytes before we came, if the file is still just what we wrote."""
-    known = _read_record(home).get(str(path))
-    if known is None or known.get("written") != _digest(now):
+def _original(known: Mapping[str, Any]) -> tuple[bytes | None] | None:
+    """Return the bytes before we came, (None,) if there was no file, None if nobody knows."""
+    if "original" not in known:
         return None
-    if known.get("original") is None:
+    if known["original"] is None:
         return (None,)
     try:
         return (Path(known["original"]).read_bytes(),)
@@ -192,6 +243,10 @@ def _read_record(home: Path) -> dict[str, Any]:
         # Without it --remove still takes out what is ours.
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _write_record(home: Path, record: Mapping[str, Any]) -> None:
+    _write(home / RECORD, orjson.dumps(record, option=orjson.OPT_INDENT_2))
 
 
 def _digest(data: bytes | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import orjson
 LONGEST_LINE = 64 * 1024 * 1024
 # One look gives at most about this much, so that a huge file is taken in by parts.
 MOST_BYTES = 8 * 1024 * 1024
+
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_objects(path: Path, offset: int) -> Iterator[tuple[dict[str, Any] | str, int]]:
@@ -25,18 +29,19 @@ def read_objects(path: Path, offset: int) -> Iterator[tuple[dict[str, Any] | str
         taken = 0
         while taken < MOST_BYTES:
             line = file.readline(LONGEST_LINE)
-            whole = line.endswith(b"\n")
-            if not whole and len(line) < LONGEST_LINE:
+            length, end = len(line), line
+            while len(end) == LONGEST_LINE and not end.endswith(b"\n"):
+                end = file.readline(LONGEST_LINE)
+                length += len(end)
+            if not end.endswith(b"\n"):
                 return
-            taken += len(line)
-            offset += len(line)
-            if not whole:
-                rest = line
-                while rest and not rest.endswith(b"\n"):
-                    rest = file.readline(LONGEST_LINE)
-                    offset += len(rest)
+            offset += length
+            if length > len(line):
+                taken += length
                 yield f"line longer than {LONGEST_LINE} bytes", offset
             elif line.strip():
+                # Blank lines do not count: a look that gives nothing would never get past them.
+                taken += length
                 yield parse_object(line), offset
 
 
@@ -45,5 +50,16 @@ def parse_object(data: bytes) -> dict[str, Any] | str:
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError:
-        return "not JSON"
+        # An agent that cuts a text in the middle of an emoji writes half of it: \ud83d.
+        if not _HALF_CHARACTER.search(data):
+            return "not JSON"
+        try:
+            value = orjson.loads(_without_halves(data))
+        except (ValueError, RecursionError):
+            return "not JSON"
     return value if isinstance(value, dict) else "not a JSON object"
+
+
+def _without_halves(data: bytes) -> bytes:
+    text = json.dumps(json.loads(data), ensure_ascii=False)
+    return text.encode("utf-8", "replace")

@@ -15,7 +15,7 @@ from typing import IO
 from tracebridge.agents import Agent, Launch, agent
 from tracebridge.integrate import hook_commands
 from tracebridge.settings import Settings
-from tracebridge.store import Store, TurnRow
+from tracebridge.store import Store, StoreError, TurnRow
 from tracebridge.watch import is_watched
 
 # How long a helper process may take to come up, and a finished turn to be put together.
@@ -53,7 +53,11 @@ def run(command: Sequence[str], settings: Settings, upstream: Sequence[str]) -> 
         except (ValueError, OSError) as error:
             raise RunError(str(error)) from error
         code = _run_in_terminal(arguments, agent_env)
-    _say_where(settings, which.SLUG, began_ns)
+    try:
+        _say_where(settings, which.SLUG, began_ns)
+    except StoreError as error:
+        # The command is done; its exit code is what counts.
+        say(str(error))
     return code
 
 

@@ -1,7 +1,8 @@
 """Secrets out of texts, before anything is written. Pure.
 
-Patterns of well-known keys and tokens, of private keys, of passwords in URLs, and of assignments
-to names that say what they hold. What is taken out leaves a mark with its kind.
+Patterns of well-known keys and tokens, of private keys, of passwords in URLs and command lines,
+and of assignments to names that say what they hold. What is taken out leaves a mark with its kind.
+Every pattern runs in time linear in the text: each repetition is bounded, or eats what it passes.
 """
 
 from __future__ import annotations
@@ -15,51 +16,193 @@ from tracebridge.model import GatewayCall, Sighting
 
 Record = TypeVar("Record")
 
-# Kind and pattern; where a pattern has a group "secret", only that is taken out.
-RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (kind, re.compile(pattern))
-    for kind, pattern in (
+# Where a word begins: text often comes as JSON, where a new line is a backslash and an n.
+_START = r"(?:(?<![0-9A-Za-z_\\])|(?<=\\[nrt]))"
+_PRIVATE_KEY = r"[A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
+# Between the lines of a key: ends of lines, also escaped ones, and the numbers of a file viewer.
+_BETWEEN = r"(?:\s|\\+[nrt]|\d{1,6}(?:\t|→|\\+t))"
+
+VENDOR_HINTS = (
+    "glpat- gldt- glrt- glcbt- glptt- glsoat- xox xapp- pypi- pmak- nrak- tskey- pplx- xai- atatt3 "
+    "hvs. dp.pt. dp.st. dp.ct. age-secret-key hf_ npm_ r8_ ntn_ figd_ lin_api_ whsec_ shpat_ shpca_ "
+    "shppa_ shpss_ sbp_ dckr_pat_ nfp_ glsa_ glc_ rubygems_ dop_v1_ doo_v1_ dor_v1_ sntrys_ "
+    "pscale_tkn_ fw_ sg. sk key- dapi :aa"
+)
+# Kind, what a text must hold in lower case to be worth the pattern, and the pattern. Where it has
+# a group "secret", only that is taken out.
+RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
+    (kind, tuple(hints.split(" ")), re.compile(pattern))
+    for kind, hints, pattern in (
         (
             "private-key",
-            r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.{0,10000}?"
-            r"(?:-----END [A-Z ]{0,30}PRIVATE KEY-----|\Z)",
-        ),
-        ("api-key", r"\b(?:sk|pk|rk)[-_](?:[A-Za-z0-9]{1,12}[-_])*[A-Za-z0-9_-]{16,}"),
-        ("aws-key", r"\b(?:AKIA|ASIA|AROA|AIDA)[0-9A-Z]{16}\b"),
-        ("google-key", r"\bAIza[0-9A-Za-z_-]{30,}|\bya29\.[0-9A-Za-z_-]{20,}"),
-        ("github-token", r"\b(?:gh[pousr]_[0-9A-Za-z]{20,}|github_pat_[0-9A-Za-z_]{20,})"),
-        ("token", r"\b(?:glpat-|hf_|npm_|pypi-|dop_v1_|xox[abprs]-)[0-9A-Za-z_-]{16,}"),
-        ("jwt", r"\beyJ[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_-]{4,}"),
-        (
-            "authorization",
-            r"(?i)\b(?:bearer|basic|token)\s+(?P<secret>[0-9A-Za-z+/_.~=-]{12,})",
+            "private key",
+            rf"-----BEGIN {_PRIVATE_KEY}(?:"
+            rf"(?:[^-]|-(?!----)){{1,20000}}-{{5,6}}END {_PRIVATE_KEY}"
+            # Without its end.
+            rf"|(?:{_BETWEEN}{{0,8}}(?:[0-9A-Za-z+/=]{{16,}}|[A-Za-z-]{{3,20}}: [^\n\\]{{1,100}}))+"
+            rf"(?:{_BETWEEN}{{1,8}}[0-9A-Za-z+/=]{{1,15}})?)",
         ),
         (
+            "api-key",
+            "sk- sk_ pk- pk_ rk- rk_",
+            # Names of things may begin so too; keys have a digit or a long part without a break.
+            rf"{_START}(?:sk|pk|rk|gsk)[-_](?=[0-9A-Za-z_-]{{0,100}}\d|[A-Za-z]{{20}})"
+            r"[0-9A-Za-z_-]{16,}",
+        ),
+        ("aws-key", "akia asia aroa aida", rf"{_START}(?:AKIA|ASIA|AROA|AIDA)[0-9A-Z]{{16}}\b"),
+        (
+            "google-key",
+            "aiza ya29. gocspx-",
+            rf"{_START}(?:AIza[0-9A-Za-z_-]{{30,}}|ya29\.[0-9A-Za-z_-]{{20,}}|GOCSPX-[0-9A-Za-z_-]{{20,}})",
+        ),
+        (
+            "github-token",
+            "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_",
+            rf"{_START}(?:gh[pousr]_[0-9A-Za-z]{{20,}}|github_pat_[0-9A-Za-z_]{{20,}})",
+        ),
+        (
+            "token",
+            VENDOR_HINTS,
+            rf"{_START}(?:"
+            r"(?:gl(?:pat|dt|rt|cbt|ptt|soat)-|xox[abceoprs]-|xapp-|pypi-|PMAK-|NRAK-|tskey-|pplx-|"
+            r"xai-|ATATT3|hvs\.|dp\.(?:pt|st|ct)\.|AGE-SECRET-KEY-1)[0-9A-Za-z_=.-]{16,}"
+            r"|(?:hf_|npm_|r8_|ntn_|figd_|lin_api_|whsec_|shp(?:at|ca|pa|ss)_|sbp_|dckr_pat_|nfp_|"
+            r"gl(?:sa|c)_|rubygems_|d(?:op|oo|or)_v1_|sntrys_|pscale_tkn_|fw_)[0-9A-Za-z_-]{0,6}"
+            r"[0-9A-Za-z]{20,}(?:_[0-9a-f]{8}\b|={1,2})?"
+            r"|SG\.[0-9A-Za-z_-]{16,}\.[0-9A-Za-z_-]{16,}"
+            r"|SK[0-9a-f]{32}\b|key-[0-9a-f]{32}\b|dapi[0-9a-f]{32}(?:-\d)?\b"
+            r"|\d{8,10}:AA[0-9A-Za-z_-]{33}"
+            r")",
+        ),
+        (
+            "token",
+            "hooks.slack.com",
+            r"hooks\.slack\.com/services/(?P<secret>T[0-9A-Z]{4,20}/B[0-9A-Z]{4,20}/\w{8,40})",
+        ),
+        (
+            "jwt",
+            "eyj",
+            rf"{_START}eyJ[0-9A-Za-z_-]{{8,}}\.[0-9A-Za-z_-]{{8,}}(?:\.[0-9A-Za-z_-]*)?",
+        ),
+        (
             "authorization",
-            r"(?i)\b(?:proxy-)?(?:authorization|x-api-key|x-goog-api-key|api-key)[\"']?\s*[:=]\s*"
-            r"[\"']?(?:(?:bearer|basic|token)\s+)?(?P<secret>[^\s\"'\\,;]{4,})",
+            "authorization api-key",
+            rf"(?i){_START}(?:proxy-)?(?:authorization|x-api-key|x-goog-api-key|api-key)\\{{0,3}}"
+            r"[\"']?\s{0,3}[:=]\s{0,3}\\{0,3}[\"']?(?:(?:bearer|basic|token|apikey|digest)\s{1,3})?"
+            r"(?P<secret>[^\s\"'\\,;`]{4,})",
+        ),
+        (
+            "authorization",
+            "bearer basic token",
+            # "Basic understanding" is none.
+            rf"(?i){_START}(?:bearer|basic|token)\s{{1,3}}"
+            r"(?P<secret>(?=[A-Za-z+/_.~=-]{0,100}\d|[A-Za-z+/_.~=-]{32})[0-9A-Za-z+/_.~=-]{12,})",
+        ),
+        (
+            "cookie",
+            "cookie",
+            r"(?i)\bcookie\\{0,3}[\"']?: ?\\{0,3}[\"']?(?P<secret>[\w.-]{1,80}=[^\"'\\\n]{4,})",
         ),
         (
             "password",
-            r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'\\]{0,100}:(?P<secret>[^\s/@\"'\\]{1,200})@",
+            "://",
+            rf"{_START}[A-Za-z][0-9A-Za-z+.-]{{1,20}}://[^\s/:@\"'\\]{{0,100}}:"
+            r"(?P<secret>[^\s/@\"'\\]{1,200})@",
+        ),
+        (
+            "password",
+            "curl",
+            r"\bcurl\b[^\n]{0,200}?\s(?:-u|--user)[ =]\\?[\"']?[^\s:\"'\\]{1,100}:"
+            r"(?P<secret>[^\s\"'\\]{1,200})",
+        ),
+        (
+            "password",
+            "login",
+            r"\blogin\s{1,3}\S{1,100}\s{1,3}password\s{1,3}(?P<secret>[^\s\"'\\]{1,200})",
         ),
         (
             "secret",
-            r"(?i)\b[A-Z0-9_.-]{0,60}(?:api_?key|access_?key|secret|token|passw(?:or)?d|passphrase|"
-            r"credential)s?(?:_[A-Z0-9_]{1,40})?\\?[\"']?\s{0,3}[=:]\s{0,3}\\?[\"']?"
-            r"(?P<secret>[^\s\"'\\,;(){}\[\]<>$]{6,})",
+            "--",
+            r"--[a-z0-9-]{0,30}(?:password|passwd|passphrase|secret|token|(?:api|access|secret)-?key)"
+            r" \\?[\"']?(?P<secret>[^\s\"'\\$<-][^\s\"'\\]{3,})",
+        ),
+        (
+            "secret",
+            "<",
+            r"(?i)<[\w:.]{0,30}(?:password|secret|token|api_?key)>(?P<secret>[^<\s][^<\n]{3,500})</",
+        ),
+        (
+            "secret",
+            "?",
+            r"(?i)[?&][\w-]{0,30}(?:token|secret|password|passwd|api_?key|signature|sig)="
+            r"(?P<secret>[^&\s\"'\\#]{3,})",
+        ),
+        ("password", ";", r"(?i)(?<=;)\s?(?:password|pwd)=(?P<secret>[^;\s\"'\\]{3,})"),
+        # A key by a name that says no more than that, with a value that nobody would type.
+        (
+            "secret",
+            "_key=",
+            r"[A-Z0-9]_KEY=\\?[\"']?(?P<secret>(?=[A-Za-z+/=_-]{0,40}\d)[0-9A-Za-z+/=_-]{16,})",
         ),
     )
 )
 
-# Names that carry "token" and are counts.
-COUNTS = re.compile(r"^\d+$|^(?:true|false|null|None)$", re.IGNORECASE)
+# An assignment to a name that says what it holds, in the manner of any language.
+ASSIGNMENT = re.compile(
+    r"(?i)(?P<name>(?:api|access|account|subscription|signing|encryption|master|private|secret|auth)"
+    r"[_-]?key|secret|token|passw(?:or)?d|passphrase|pwd|credential)s?"
+    r"(?:_(?:key|base|value|hash|prod|production|dev|test|staging|live|old|new|b64|base64|\d{1,3})"
+    r"){0,3}"
+    r"(?P<between>\\{0,3}[\"'`]?\]?\??\s{0,3}(?:={1,3}>?|:=?)\s{0,3})"
+    r"(?:(?P<quote>\\{0,3}[\"'`])"
+    # A quote that ends something is followed by what goes on after it.
+    r"(?P<quoted>(?![\s)\]},;:+\\])(?:(?!(?P=quote))(?:\\[^\n]|[^\n\\])){3,2000})"
+    r"|(?P<bare>[^\s\"'\\`]{3,2000}))"
+)
+ASSIGNMENT_HINTS = ("key", "secret", "token", "passw", "passphrase", "pwd", "credential")
+# What stands for a secret and is none: a variable, a template, a mark (ours too), a type's name.
+PLACEHOLDER = re.compile(
+    r"(?i)[$<%{\[(*&]|your[_-]|x{3,}$|\.{3}"
+    r"|(?:string|str|number|int|integer|bool|boolean|bytes|object|any|text|true|false|null|none|nil|"
+    r"undefined|required|optional|hidden|password|secret|token|same-origin|include|omit|inherit|"
+    r"bearer|basic)\b[\])},;|?]{0,4}(?:$|[\s=])"
+)
+NUMBER = re.compile(r"-?[\d.,_]{1,30}(?:[kKmM]|e\d{1,3})?[,;)\]}]{0,4}$")
+# An expression of code: a name with a dot, a call or a subscript behind it.
+EXPRESSION = re.compile(r"[A-Za-z_]\w{0,100}[?!]?(?:\.|->|::|[(\[<{])")
+CALL = re.compile(r"[A-Za-z_][\w.]{0,100}(?:[(\[]$|\([^()]{0,200}\)|\[[^\[\]]{0,200}\])")
+KEY_END = re.compile(rf"-{{5,6}}END {_PRIVATE_KEY}")
+# What precedes the end of a private key, written backwards.
+_BACKWARDS = r"(?:\s|[nrt]\\+|(?:\t|→|t\\+)\d{1,6})"
+_LETTER = r"[0-9A-Za-z+/=](?!\\)"
+KEY_TAIL = re.compile(
+    rf"{_BACKWARDS}*+(?:{_LETTER}){{1,}}+(?:{_BACKWARDS}++(?:{_LETTER}){{16,}}+)*+"
+)
+KEY_TAIL_LENGTH = 8000
+# A key that stood right behind another one has a beginning only once that one is gone.
+MOST_PASSES = 8
 
 
 def scrub_text(text: str) -> str:
     """Return *text* with every secret that a rule knows replaced by a mark."""
-    for kind, pattern in RULES:
-        text = pattern.sub(partial(_marked, kind), text)
+    for _ in range(MOST_PASSES):
+        scrubbed = _scrubbed_once(text)
+        if scrubbed == text:
+            break
+        text = scrubbed
+    return text
+
+
+def _scrubbed_once(text: str) -> str:
+    # No pattern is tried in vain: of most texts this leaves two or three.
+    lower = text.lower()
+    for kind, hints, pattern in RULES:
+        if any(hint in lower for hint in hints):
+            text = pattern.sub(partial(_marked, kind), text)
+    if "private key" in lower:
+        text = _without_key_tails(text)
+    if any(hint in lower for hint in ASSIGNMENT_HINTS):
+        text = ASSIGNMENT.sub(_marked_assignment, text)
     return text
 
 
@@ -89,10 +232,40 @@ def _scrubbed(record: Record) -> Record:
 
 
 def _marked(kind: str, match: re.Match[str]) -> str:
-    whole = match[0]
     if "secret" not in match.re.groupindex:
         return f"[{kind} removed]"
-    if COUNTS.match(match["secret"]) or match["secret"].startswith("["):
-        return whole
-    start, end = match.span("secret")
-    return f"{whole[: start - match.start()]}[{kind} removed]{whole[end - match.start() :]}"
+    return match[0] if PLACEHOLDER.match(match["secret"]) else _replaced(match, "secret", kind)
+
+
+def _marked_assignment(match: re.Match[str]) -> str:
+    value = match["quoted"] or match["bare"]
+    counted = match["name"].lower() == "token" and NUMBER.match(value)
+    if PLACEHOLDER.match(value) or counted:
+        return match[0]
+    if match["quoted"] is not None:
+        return _replaced(match, "quoted", "secret")
+    if match["between"] == "=" and match["name"].isupper():
+        # As in a .env file or a dump of an environment: what stands there is the value itself.
+        code = CALL.match(value) is not None
+    else:
+        typed = len(value) < 6 or not any(character.isdigit() for character in value)
+        code = typed or EXPRESSION.match(value) is not None
+    return match[0] if code else _replaced(match, "bare", "secret")
+
+
+def _replaced(match: re.Match[str], group: str, kind: str) -> str:
+    start, end = (place - match.start() for place in match.span(group))
+    return f"{match[0][:start]}[{kind} removed]{match[0][end:]}"
+
+
+def _without_key_tails(text: str) -> str:
+    """Take out private keys whose beginning was cut off."""
+    pieces = []
+    done = 0
+    for end in KEY_END.finditer(text):
+        before = text[max(done, end.start() - KEY_TAIL_LENGTH) : end.start()]
+        tail = KEY_TAIL.match(before[::-1])
+        if tail is not None and len(tail[0].strip()) >= 16:
+            pieces += [text[done : end.start() - tail.end()], "[private-key removed]"]
+            done = end.end()
+    return "".join([*pieces, text[done:]])

@@ -23,6 +23,16 @@ from tracebridge.model import GatewayCall, Link, Sighting, Source, Span, Turn
 from tracebridge.sinks import OutboxSpan
 
 FILE = "store.sqlite3"
+# How long one process waits for another's transaction.
+BUSY_S = 30.0
+# By SQLite's result codes; for all others the file itself is to blame.
+REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another process holds it; end that and try again",
+    sqlite3.SQLITE_FULL: "make room on the disk and try again",
+    sqlite3.SQLITE_READONLY: "make it writable and try again",
+    sqlite3.SQLITE_CANTOPEN: "make it readable and writable and try again",
+    sqlite3.SQLITE_IOERR: "see to the disk and try again",
+}
 
 # Each entry leads from one version to the next; PRAGMA user_version says which is reached.
 MIGRATIONS = (
@@ -71,6 +81,7 @@ MIGRATIONS = (
     CREATE TABLE cursors (
         path TEXT PRIMARY KEY, read_to INTEGER NOT NULL, inode INTEGER NOT NULL, memory BLOB NOT NULL
     );
+    CREATE TABLE forgotten (trace_id TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE notes (text TEXT PRIMARY KEY, count INTEGER NOT NULL);
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
     INSERT INTO counters VALUES ('revision', 0);
@@ -123,16 +134,14 @@ class Store:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             # SQLite gives its side files the mode of the file itself.
             self.path.touch(mode=0o600, exist_ok=True)
-            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            # A spool file is deleted after the commit: the commit must be on the disk.
-            self._db.execute("PRAGMA synchronous = FULL")
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}; make it writable") from error
+        self._db = _Database(self.path)
+        try:
             self._migrate()
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(
-                f"{self.path}: {error}; move it away and a new one is made from spool and "
-                "transcripts"
-            ) from error
+        except BaseException:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -149,10 +158,10 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._db.roll_back()
             raise
-        self._db.execute("COMMIT")
 
     def _migrate(self) -> None:
         if int(self._one("PRAGMA user_version")[0]) == len(MIGRATIONS):
@@ -285,6 +294,9 @@ class Store:
 
     def put_turn(self, turn: Turn, spans: Sequence[Span]) -> bool:
         """Keep the present state of *turn* and say whether anything changed. Told spans stay."""
+        if self._maybe("SELECT 1 FROM forgotten WHERE trace_id = ?", (turn.trace_id,)):
+            # A watcher may still have it in mind; told anew, it would arrive twice.
+            return False
         told = {
             span_id
             for (span_id,) in self._all(
@@ -352,15 +364,16 @@ class Store:
     ) -> int:
         """Put the spans (id and encoding) that were not told yet into the outbox of each sink.
 
-        From here on they never change. Return how many were new.
+        They must have been put here before; from now on they never change. Return how many
+        were new.
         """
-        told = {
+        untold = {
             span_id
             for (span_id,) in self._all(
-                "SELECT span_id FROM spans WHERE trace_id = ? AND told = 1", (trace_id,)
+                "SELECT span_id FROM spans WHERE trace_id = ? AND told = 0", (trace_id,)
             )
         }
-        new = [(span_id, data) for span_id, data in spans if span_id not in told]
+        new = [(span_id, data) for span_id, data in spans if span_id in untold]
         resource_json = orjson.dumps(resource)
         for sink in sinks:
             self._db.executemany(
@@ -539,7 +552,7 @@ class Store:
         )
 
     def forget_before(self, time_ns: int) -> int:
-        """Drop told turns that ended before *time_ns* and are delivered; return how many."""
+        """Drop what ended before *time_ns*, is told and is delivered; return how many turns."""
         with self.transaction():
             gone = [
                 trace_id
@@ -556,18 +569,92 @@ class Store:
                     " (SELECT agent, session_id, turn_key FROM turns WHERE trace_id = ?)",
                     (trace_id,),
                 )
-                for table in ("spans", "outbox", "calls", "turns"):
-                    self._db.execute(f"DELETE FROM {table} WHERE trace_id = ?", (trace_id,))  # noqa: S608  # names of our own tables
+                self._forget_trace(trace_id)
+            orphans = self._all(
+                "SELECT trace_id FROM calls WHERE evidence IS NULL AND trace_id IS NOT NULL"
+                " AND taken_ns < ? AND NOT EXISTS (SELECT 1 FROM outbox"
+                " WHERE outbox.trace_id = calls.trace_id AND refused IS NULL)",
+                (time_ns,),
+            )
+            for (trace_id,) in orphans:
+                self._forget_trace(trace_id)
         return len(gone)
 
+    def _forget_trace(self, trace_id: str) -> None:
+        self._db.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (trace_id,))
+        for table in ("spans", "outbox", "calls", "turns"):
+            self._db.execute(f"DELETE FROM {table} WHERE trace_id = ?", (trace_id,))  # noqa: S608  # names of our own tables
+
     def _one(self, statement: str, values: Sequence[Any] = ()) -> Any:
-        return self._db.execute(statement, values).fetchone()
+        return self._db.rows(statement, values)[0]
 
     def _maybe(self, statement: str, values: Sequence[Any] = ()) -> Any | None:
-        return self._db.execute(statement, values).fetchone()
+        return next(iter(self._db.rows(statement, values)), None)
 
     def _all(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        return self._db.execute(statement, values).fetchall()
+        return self._db.rows(statement, values)
+
+
+class _Database:
+    """A connection whose errors are StoreErrors."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._told():
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
+        try:
+            self._use_wal()
+            # A spool file is deleted after the commit: the commit must be on the disk.
+            self.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        with self._told():
+            return self._connection.execute(statement, values)
+
+    def executemany(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
+        with self._told():
+            self._connection.executemany(statement, values)
+
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._told():
+            return self._connection.execute(statement, values).fetchall()
+
+    def roll_back(self) -> None:
+        # Where the disk failed, SQLite may have done it by itself.
+        if self._connection.in_transaction:
+            self.execute("ROLLBACK")
+
+    def _use_wal(self) -> None:
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.Error as error:
+                # SQLite does not wait here while another process does the same.
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise self._error(error) from error
+                time.sleep(0.01)
+            else:
+                return
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+
+    def _error(self, error: sqlite3.Error) -> StoreError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        remedy = REMEDIES.get(code, "move it away and a new one is made from spool and transcripts")
+        return StoreError(f"{self._path}: {error}; {remedy}")
 
 
 def _sighting(body: bytes) -> Sighting:

@@ -10,6 +10,9 @@ import orjson
 from tracebridge.lines import parse_object
 from tracebridge.model import Tags
 
+# The first one wins.
+PREFIXES = ("TRACEBRIDGE_", "RESPAN_")
+
 
 def parse_tags(env: Mapping[str, str]) -> tuple[Tags | None, str | None]:
     """Return the tags that *env* holds, and in words what is wrong with it."""
@@ -17,9 +20,10 @@ def parse_tags(env: Mapping[str, str]) -> tuple[Tags | None, str | None]:
     problem = None
     text = _value(env, "METADATA")
     if text:
-        parsed = parse_object(text.encode("utf-8", "surrogatepass"))
+        parsed = parse_object(text.encode("utf-8", "replace"))
         if isinstance(parsed, str):
-            problem = f'RESPAN_METADATA is {parsed}; write it as {{"team": "blue"}}'
+            name = next(f"{prefix}METADATA" for prefix in PREFIXES if env.get(f"{prefix}METADATA"))
+            problem = f'{name} is {parsed}; write it as {{"team": "blue"}}'
         else:
             metadata = {name: _as_text(value) for name, value in parsed.items()}
     tags = Tags(
@@ -33,7 +37,7 @@ def parse_tags(env: Mapping[str, str]) -> tuple[Tags | None, str | None]:
 
 
 def _value(env: Mapping[str, str], name: str) -> str | None:
-    return env.get(f"TRACEBRIDGE_{name}") or env.get(f"RESPAN_{name}") or None
+    return next((env[prefix + name] for prefix in PREFIXES if env.get(prefix + name)), None)
 
 
 def _as_text(value: Any) -> str:

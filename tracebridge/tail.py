@@ -51,12 +51,11 @@ class LiveEvents:
 
     def events(self, row: TurnRow, spans: Sequence[Span]) -> Iterator[dict[str, Any]]:
         """Yield the events of one look, in the order of time. Each comes once."""
-        known = self._seen.get(row.trace_id)
+        known = self._seen.setdefault(row.trace_id, {})
         root = next((span for span in spans if span.parent_span_id is None), None)
-        if known is None:
-            known = self._seen[row.trace_id] = {}
-            if root is not None:
-                yield _event("turn_opened", root, root.start_ns)
+        if root is not None and root.span_id not in known:
+            known[root.span_id] = False
+            yield _event("turn_opened", root, root.start_ns)
         for span in sorted(spans, key=lambda span: (span.start_ns, span.span_id)):
             if span is root:
                 continue
@@ -147,7 +146,8 @@ def _line(line: Line, name_width: int, now_ns: int) -> Text:
     span = line.span
     text = Text(line.branch, style="dim", no_wrap=True)
     room = max(name_width - len(line.branch), 12)
-    name = span.name if len(span.name) <= room else span.name[: room - 1] + "…"
+    name = printable(span.name)
+    name = name if len(name) <= room else name[: room - 1] + "…"
     text.append(name.ljust(room), style=_style(span))
     elapsed = duration(span, now_ns)
     if span.end_ns is None:
@@ -157,10 +157,15 @@ def _line(line: Line, name_width: int, now_ns: int) -> Text:
         text.append(f"   {elapsed:>9}")
     for fact in line.facts:
         text.append("  ")
-        text.append(fact, style="bold red" if fact.startswith("ERROR") else "dim")
+        text.append(printable(fact), style="bold red" if fact.startswith("ERROR") else "dim")
     if span.parent_span_id is None:
         text.append(f"  {span.trace_id}", style="dim")
     return text
+
+
+def printable(text: str) -> str:
+    """Return *text* on one line and without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)
 
 
 def _style(span: Span) -> str:

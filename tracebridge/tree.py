@@ -68,11 +68,12 @@ def duration(span: Span, now_ns: int) -> str:
         span.start_ns
     )
     seconds = elapsed_ns / 1e9
-    if seconds < 1:
+    # Where rounding would give 1000 ms or 60.0 s, the next unit is due.
+    if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
@@ -131,7 +132,7 @@ def count(number: int) -> str:
     """Return a token count short enough for a column."""
     if number < 10_000:
         return str(number)
-    return f"{number / 1000:.1f}k" if number < 1_000_000 else f"{number / 1_000_000:.1f}M"
+    return f"{number / 1000:.1f}k" if number < 999_950 else f"{number / 1_000_000:.1f}M"
 
 
 def _text(attributes: Mapping[str, AttributeValue], name: str) -> str:

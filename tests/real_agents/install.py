@@ -75,6 +75,9 @@ def npm_install(agent: Agent, folder: Path) -> None:
         )
     command = [npm, "install", "--prefix", str(folder), "--ignore-scripts", "--no-audit"]
     command += ["--no-fund", "--no-save", "--force", "--loglevel=error"]
+    # Without a network this fails in seconds, not minutes.
+    command += ["--fetch-retries=2", "--fetch-retry-mintimeout=1000"]
+    command += ["--fetch-retry-maxtimeout=5000"]
     command.append(f"{agent.package}@{agent.version}")
     for attempt in range(1, ATTEMPTS + 1):
         sys.stderr.write(f"agents: fetching {agent.package}@{agent.version} with npm\n")

@@ -14,7 +14,7 @@ import subprocess
 import termios
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,7 +68,6 @@ class Terminal:
                 stdout=slave,
                 stderr=slave,
                 start_new_session=True,
-                preexec_fn=_take_terminal,
             )
         finally:
             os.close(slave)
@@ -171,11 +170,9 @@ class Terminal:
                 self._changed.notify_all()
 
 
-def _take_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def wait_until(condition: Any, timeout: float = 30.0, complaint: str = "it did not happen") -> None:
+def wait_until(
+    condition: Callable[[], bool], timeout: float = 30.0, complaint: str = "it did not happen"
+) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

@@ -169,6 +169,6 @@ def is_ours(hook: Any) -> bool:
         words = shlex.split(command)
     except ValueError:
         return False
-    return any(
-        PurePath(word).name in {"tracebridge_hook.py", "tracebridge_hook.sh"} for word in words
-    )
+    # Behind the interpreter and its options; somebody else's command may name our file, too.
+    program = next((word for word in words[1:] if not word.startswith("-")), "")
+    return PurePath(program).name in {"tracebridge_hook.py", "tracebridge_hook.sh"}

@@ -1,0 +1,169 @@
+"""One command is traced, and nothing else can tell."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tracebridge.settings import read_settings
+from tracebridge.status import status
+from tracebridge.store import Store
+from tracebridge.testing.scripted_model import Hold, Reply, ScriptedModel, Text, ToolUse
+
+PROMPT = "Say hello."
+
+
+@pytest.fixture
+def claude(tmp_path):
+    """Make a program of that name that does one turn as Claude Code does it."""
+    path = tmp_path / "bin" / "claude"
+    path.parent.mkdir()
+    path.write_text(
+        "#!/bin/sh\n"
+        '[ -z "$CLAUDE_EXIT" ] || exit "$CLAUDE_EXIT"\n'
+        f'exec {sys.executable} -m tracebridge.testing.stand_in_agent "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def watched(home, monkeypatch):
+    """Run a watcher of our own, so that none outlives the test."""
+    monkeypatch.setenv("TRACEBRIDGE_NO_WATCH", "1")
+    process = subprocess.Popen([sys.executable, "-m", "tracebridge", "watch"])
+    yield home
+    process.terminate()
+    assert process.wait(60) == 0
+
+
+@pytest.fixture
+def model():
+    script = {PROMPT: [Reply((ToolUse("Bash", {"command": "echo hi"}),)), Reply((Text("Hello."),))]}
+    with ScriptedModel(script) as model:
+        yield model
+
+
+def command(claude, model, *arguments):
+    upstream = ["--upstream", f"anthropic={model.url}"]
+    return [sys.executable, "-m", "tracebridge", "run", *upstream, "--", str(claude), *arguments]
+
+
+def run(claude, model, *arguments):
+    return subprocess.run(
+        command(claude, model, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def processes_with(text):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_command_is_traced_and_speaks_for_itself(watched, claude, model):
+    """Its answer is all there is on stdout; every model call is linked exactly."""
+    result = run(claude, model, "-p", PROMPT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "Hello.\n"
+    with Store(watched) as store:
+        (row,) = store.turns()
+        names = sorted(span.name for span in store.spans(row.trace_id))
+    assert f"turn completed: trace {row.trace_id}" in result.stderr
+    assert names == [
+        "chat claude-scripted-1",
+        "chat claude-scripted-1",
+        "execute_tool Bash",
+        "invoke_agent claude-code",
+    ]
+    state = status(read_settings(dict(os.environ)))
+    assert state["links"]["by_evidence"]["turn_id"] == len(model.calls()) == 2
+    assert list(Path.home().iterdir()) == []
+
+
+def test_nothing_is_left_running(watched, claude, model, monkeypatch):
+    """But the watcher, which is the test's own."""
+    monkeypatch.setenv("MARK_OF_THIS_TEST", str(watched))
+    run(claude, model, "-p", PROMPT)
+    assert processes_with(f"MARK_OF_THIS_TEST={watched}") == []
+
+
+@pytest.mark.usefixtures("watched")
+def test_the_exit_code_is_the_commands_own(claude, model, monkeypatch):
+    """Whatever it is."""
+    monkeypatch.setenv("CLAUDE_EXIT", "7")
+    script = (
+        "import sys; from tracebridge import run; run.SETTLE_S = 0;"
+        "from tracebridge.cli import main; main(sys.argv[1:])"
+    )
+    words = command(claude, model, "-p", PROMPT)
+    result = subprocess.run(
+        [sys.executable, "-c", script, *words[3:]], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 7
+    assert "no turn was seen" in result.stderr
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_program_that_is_missing_is_named(model, tmp_path):
+    """With the question that helps."""
+    result = run(tmp_path / "nowhere" / "claude", model, "-p", PROMPT)
+    assert result.returncode == 1
+    assert "is it installed?" in result.stderr
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_signal_reaches_the_command(claude, model):
+    """Its end is told as a shell tells it, and nothing stays behind."""
+    model.script({PROMPT: [Reply((Text("late"),), hold=Hold("gate"))]})
+    process = subprocess.Popen(
+        command(claude, model, "-p", PROMPT), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    model.wait_until_held("gate")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.usefixtures("watched")
+def test_the_users_own_settings_count_too(claude, model, tmp_path):
+    """A file or JSON given with --settings; theirs and our hooks run."""
+    seen = tmp_path / "seen"
+    theirs = {
+        "env": {"FOO": "bar"},
+        "hooks": {"Stop": [{"hooks": [{"type": "command", "command": f"echo $FOO > {seen}"}]}]},
+    }
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(theirs))
+    for given in (str(path), json.dumps(theirs)):
+        seen.unlink(missing_ok=True)
+        result = run(claude, model, "--settings", given, "-p", PROMPT)
+        assert result.returncode == 0, result.stderr
+        assert seen.read_text() == "bar\n"
+        assert "turn completed" in result.stderr
+    assert json.loads(path.read_text()) == theirs
+
+
+@pytest.mark.parametrize("given", ["/nowhere/settings.json", "{broken", "[]"])
+@pytest.mark.usefixtures("watched")
+def test_settings_that_cannot_be_read_are_named(claude, model, given):
+    """Before the command is started."""
+    result = run(claude, model, "--settings", given, "-p", PROMPT)
+    assert result.returncode == 1
+    assert given.strip("[]") in result.stderr
+    assert "Traceback" not in result.stderr
+    assert model.attempts == []
