@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -110,10 +111,11 @@ def start_watcher(settings: Settings, env: Mapping[str, str]) -> None:
 
 
 def _first_line(process: subprocess.Popen[str]) -> str | None:
+    """Return the URL that the gateway prints once it accepts connections."""
     stdout: IO[str] | None = process.stdout
-    # The gateway prints its URL once it accepts connections, or ends and closes the pipe.
-    line = stdout.readline().strip() if stdout is not None else ""
-    return line.rstrip("/") or None
+    if stdout is None or not select.select([stdout], [], [], START_S)[0]:
+        return None
+    return stdout.readline().strip().rstrip("/") or None
 
 
 def _run_in_terminal(arguments: Sequence[str], env: Mapping[str, str]) -> int:

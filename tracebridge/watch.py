@@ -37,7 +37,7 @@ from tracebridge.settings import Settings
 from tracebridge.sinks import ReadySink, SinkSettingsError, configured_sinks
 from tracebridge.spans import render, render_orphan, resource_of
 from tracebridge.spool import Spool, SpoolFileError
-from tracebridge.store import Store
+from tracebridge.store import Store, StoreError
 from tracebridge.tags import parse_tags
 from tracebridge.turns import TurnAssembler
 
@@ -422,7 +422,11 @@ class Courier(threading.Thread):
             failures = 0
             while not self._stopping:
                 self._wake.clear()
-                failures = deliver(store, self._ready.name, sink, failures=failures).failures
+                try:
+                    failures = deliver(store, self._ready.name, sink, failures=failures).failures
+                except StoreError as error:
+                    # A full disk gets room again; what was not acknowledged is sent once more.
+                    logger.warning("%s", error)
                 self._wake.wait(1.0)
         sink.close()
 
@@ -482,8 +486,14 @@ def _watch(
     try:
         while not stop.is_set():
             wake.clear()
-            if watcher.step():
-                last_new = time.monotonic()
+            try:
+                if watcher.step():
+                    last_new = time.monotonic()
+            except StoreError as error:
+                # A full disk gets room again; what was not taken in still lies in the spool.
+                logger.warning("%s", error)
+                stop.wait(IDLE_PAUSE_S)
+                continue
             for courier in couriers:
                 courier.wake()
             idle_s = time.monotonic() - last_new

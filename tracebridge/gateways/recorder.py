@@ -1,0 +1,448 @@
+"""The copy: what passed through the relay in, one `GatewayCall` per attempt out.
+
+The relay's thread only notes bytes and times; everything is parsed and recorded in a thread of its
+own. A slow or broken disk makes that thread wait or fail, and nothing else: what then piles up is
+thrown away at a limit, bodies first.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+import uuid
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from tracebridge.agents import identify_call
+from tracebridge.dialects import (
+    RequestFacts,
+    ResponseFacts,
+    ResponseParser,
+    find_dialect,
+    parse_error_message,
+)
+from tracebridge.gateways.decompress import CannotDecompressError, Decompressor, decompress
+from tracebridge.gateways.upstream import Origin
+from tracebridge.model import CallIdentity, GatewayCall
+
+COPY_LIMIT = 8 * 1024 * 1024
+# Copies waiting for the recording thread, of all connections together.
+BACKLOG_LIMIT_BYTES = 64 * 1024 * 1024
+BACKLOG_LIMIT_CALLS = 10_000
+# A long response is handed over in parts, so that it never lies in memory as a whole.
+_HAND_OVER_BYTES = 64 * 1024
+# What a piece costs beside its bytes; a response may come byte by byte.
+_PIECE_COST = 128
+_ATTEMPTS_REMEMBERED = 4096
+_SETTLE_SECONDS = 0.02
+_MESSAGE_LIMIT = 500
+_HEADER_VALUE_LIMIT = 1024
+_ERROR_BODY_LIMIT = 256 * 1024
+
+_REQUEST_HEADERS = frozenset(
+    {
+        "user-agent",
+        "x-app",
+        "anthropic-version",
+        "anthropic-beta",
+        "x-claude-1p-request-class",
+        "x-respan-route-provider",
+        "x-stainless-retry-count",
+        "x-stainless-timeout",
+        "traceparent",
+        "tracestate",
+    }
+)
+_REQUEST_HEADER_PREFIXES = ("x-claude-code-",)
+_RESPONSE_HEADERS = frozenset(
+    {
+        "request-id",
+        "x-request-id",
+        "retry-after",
+        "cf-ray",
+        "server",
+        "content-type",
+        "content-encoding",
+    }
+)
+_RESPONSE_HEADER_PREFIXES = ("anthropic-ratelimit-", "x-respan-")
+_SECRET_HEADERS = (
+    "authorization",
+    "proxy-authorization",
+    "x-api-key",
+    "x-goog-api-key",
+    "api-key",
+    "cookie",
+)
+
+
+class Complaints:
+    """Tell of each kind of failure once, on stderr, and count the rest."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, kind: str, detail: object) -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] == 1:
+            text = f"tracebridge gateway: {kind}: {detail} (told once)\n"
+            # Nobody may be there to hear it. Past sys.stderr, which would keep what it could not
+            # write and fail once more at the end of the process.
+            with suppress(OSError):
+                os.write(2, text.encode("utf-8", "replace"))
+
+
+def identify(
+    headers: Mapping[str, str], body: Mapping[str, Any], complaints: Complaints
+) -> CallIdentity | None:
+    """Return who is calling; a fault in an agent's module costs the identity, not the call."""
+    try:
+        return identify_call(headers, body)
+    except Exception as error:  # noqa: BLE001
+        complaints.add(f"caller not identified ({_kind(error)})", error)
+        return None
+
+
+class Recording:
+    """One attempt, as the relay notes it."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        origin: Origin,
+    ) -> None:
+        self._recorder = recorder
+        self._clock_offset_ns = time.time_ns() - time.perf_counter_ns()
+        self.call_id = uuid.uuid4().hex
+        self.start_ns = self._now_ns()
+        self.end_ns = self.start_ns
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.origin = origin
+        self.request_body = bytearray()
+        self.request_bytes = 0
+        self.status: int | None = None
+        self.response_headers: dict[str, str] = {}
+        self.response_bytes = 0
+        self.first_byte_ns: int | None = None
+        self.error_type: str | None = None
+        self.error_message: str | None = None
+        self.partial = False
+        # The status is that of our own answer; nothing came from the upstream.
+        self.answered_by_us = False
+        self.parsing: _Parsing | None = None
+        self._pieces: list[tuple[int, bytes]] = []
+        self._pieces_bytes = 0
+        self._finished = False
+
+    def _now_ns(self) -> int:
+        # A wall clock that is set while the call runs must not make it end before it starts.
+        return time.perf_counter_ns() + self._clock_offset_ns
+
+    def take_request_body(self, piece: bytes) -> None:
+        self.request_bytes += len(piece)
+        if not self._finished:
+            room = COPY_LIMIT - len(self.request_body)
+            self.request_body += piece if len(piece) <= room else piece[:room]
+
+    def take_response_head(self, status: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        self.status = status
+        for name, value in fields:
+            self.response_headers.setdefault(
+                name.decode("latin-1").lower(), value.decode("latin-1")
+            )
+
+    def take_response_body(self, piece: bytes) -> None:
+        now_ns = self._now_ns()
+        if self.first_byte_ns is None:
+            self.first_byte_ns = now_ns
+        self.response_bytes += len(piece)
+        self._pieces.append((now_ns, piece))
+        self._pieces_bytes += len(piece) + _PIECE_COST
+        if self._pieces_bytes >= _HAND_OVER_BYTES:
+            self._hand_over(is_last=False)
+
+    def finish(self, error_type: str | None = None, error_message: str | None = None) -> None:
+        """Say that the attempt is over; only the first time counts."""
+        if self._finished:
+            return
+        self._finished = True
+        self.end_ns = self._now_ns()
+        self.error_type = error_type
+        self.error_message = error_message
+        self.partial |= self.request_bytes > COPY_LIMIT
+        self._hand_over(is_last=True)
+
+    def _hand_over(self, *, is_last: bool) -> None:
+        pieces, self._pieces = self._pieces, []
+        cost, self._pieces_bytes = self._pieces_bytes, 0
+        self._recorder.submit(self, pieces, cost, is_last=is_last)
+
+
+class Recorder:
+    """Make calls of recordings in a thread of its own and give each to *record*."""
+
+    def __init__(self, record: Callable[[GatewayCall], None], complaints: Complaints) -> None:
+        self._record = record
+        self._complaints = complaints
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._backlog_bytes = 0
+        self._backlog_calls = 0
+        self._attempts = _Attempts()
+        # A daemon: a disk that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="tracebridge-recorder", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        recording: Recording,
+        pieces: list[tuple[int, bytes]],
+        cost: int,
+        *,
+        is_last: bool,
+    ) -> None:
+        if is_last:
+            cost += len(recording.request_body)
+        with self._lock:
+            too_many_calls = is_last and self._backlog_calls >= BACKLOG_LIMIT_CALLS
+            too_many_bytes = self._backlog_bytes + cost > BACKLOG_LIMIT_BYTES
+            if too_many_bytes:
+                cost = 0
+            if not too_many_calls:
+                self._backlog_bytes += cost
+                self._backlog_calls += is_last
+        if too_many_calls:
+            self._complaints.add("calls not recorded", "recording is too slow; is the disk?")
+            return
+        if too_many_bytes:
+            self._complaints.add("bodies not recorded", "recording is too slow; is the disk?")
+            recording.partial = True
+            pieces = []
+            if is_last:
+                recording.request_body = bytearray()
+        self._work.put((recording, pieces, cost, is_last))
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Record what is pending; return whether all of it was done in time."""
+        self._closing.set()
+        self._work.put(None)
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (work := self._next()) is not None:
+            recording, pieces, cost, is_last = work
+            try:
+                self._take(recording, pieces, is_last=is_last)
+            # Whatever a vendor's bytes or the disk do, the next call is to be recorded.
+            except Exception as error:  # noqa: BLE001
+                self._complaints.add(f"call not recorded ({_kind(error)})", error)
+            del work, recording, pieces
+            with self._lock:
+                self._backlog_bytes -= cost
+                self._backlog_calls -= is_last
+
+    def _next(self) -> _Work | None:
+        try:
+            return self._work.get_nowait()
+        except queue.Empty:
+            work = self._work.get()
+            # An agent often sends its next request as soon as it has an answer; to parse just then
+            # would hold up the relay, which needs the interpreter too.
+            self._closing.wait(_SETTLE_SECONDS)
+            return work
+
+    def _take(
+        self, recording: Recording, pieces: list[tuple[int, bytes]], *, is_last: bool
+    ) -> None:
+        if recording.parsing is None:
+            recording.parsing = _Parsing(recording, self._complaints)
+        recording.parsing.feed(pieces)
+        if is_last:
+            self._record(recording.parsing.make_call(self._attempts))
+
+
+_Work = tuple[Recording, list[tuple[int, bytes]], int, bool]
+
+
+class _Parsing:
+    """What the recording thread has made of one recording so far."""
+
+    def __init__(self, recording: Recording, complaints: Complaints) -> None:
+        self._recording = recording
+        self._complaints = complaints
+        self._dialect = find_dialect(recording.method, recording.path)
+        self._understood = True
+        self._parser: ResponseParser | None = None
+        self._error_body = bytearray()
+        self._decompressor: Decompressor | None = None
+        headers = recording.response_headers
+        try:
+            self._decompressor = Decompressor(headers.get("content-encoding", ""))
+        except CannotDecompressError:
+            self._understood = False
+        if self._dialect and recording.status is not None and recording.status < 400:
+            dialect, name = self._dialect
+            self._parser = dialect.response_parser(name, headers.get("content-type", ""))
+
+    def feed(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        for time_ns, piece in pieces:
+            if self._decompressor is None:
+                return
+            try:
+                data = self._decompressor.feed(piece)
+            except CannotDecompressError:
+                self._decompressor = None
+                self._understood = False
+                return
+            if self._parser is not None:
+                self._parser.feed(data, time_ns)
+            elif len(self._error_body) < _ERROR_BODY_LIMIT:
+                self._error_body += data
+
+    def make_call(self, attempts: _Attempts) -> GatewayCall:
+        recording = self._recording
+        request = self._parse_request()
+        response = self._parser.facts() if self._parser else ResponseFacts()
+        identity = identify(recording.headers, request.body, self._complaints)
+        error_type, error_message = self._error(response)
+        headers = recording.response_headers
+        call = GatewayCall(
+            call_id=recording.call_id,
+            gateway="tracebridge",
+            method=recording.method,
+            path=recording.path,
+            start_ns=recording.start_ns,
+            end_ns=recording.end_ns,
+            identity=identity,
+            traceparent=recording.headers.get("traceparent"),
+            server_address=recording.origin.host,
+            server_port=recording.origin.port,
+            requested_model=request.requested_model,
+            model=response.model,
+            streaming=request.streaming,
+            status_code=recording.status,
+            error_type=error_type,
+            error_message=error_message,
+            first_byte_ns=recording.first_byte_ns,
+            first_token_ns=response.first_token_ns,
+            response_id=response.response_id,
+            request_id=headers.get("request-id") or headers.get("x-request-id"),
+            stop_reason=response.stop_reason,
+            usage=response.usage,
+            tool_call_ids=response.tool_call_ids,
+            tool_result_ids=request.tool_result_ids,
+            attempt=attempts.count(identity, request.digest),
+            request_bytes=recording.request_bytes,
+            response_bytes=recording.response_bytes,
+            request_headers=_allowed(recording.headers, _REQUEST_HEADERS, _REQUEST_HEADER_PREFIXES),
+            response_headers=_allowed(headers, _RESPONSE_HEADERS, _RESPONSE_HEADER_PREFIXES),
+            partial=recording.partial or not self._understood or not response.understood,
+        )
+        if self._dialect is None:
+            return call
+        dialect, name = self._dialect
+        return replace(call, dialect=name, provider=dialect.PROVIDER)
+
+    def _parse_request(self) -> RequestFacts:
+        recording = self._recording
+        if self._dialect is None:
+            return RequestFacts()
+        dialect, name = self._dialect
+        try:
+            body = decompress(
+                bytes(recording.request_body), recording.headers.get("content-encoding", "")
+            )
+            return dialect.parse_request(name, body)
+        except (ValueError, CannotDecompressError):
+            self._understood = False
+            return RequestFacts()
+
+    def _error(self, response: ResponseFacts) -> tuple[str | None, str | None]:
+        recording = self._recording
+        status = recording.status
+        if status is None or recording.answered_by_us:
+            error_type, message = recording.error_type, recording.error_message
+        elif status >= 400:
+            error_type, message = str(status), parse_error_message(bytes(self._error_body))
+        elif response.error_type is not None:
+            error_type, message = _low_cardinality(response.error_type), response.error_message
+        elif response.ended:
+            # The client may well go once it has the API's own end.
+            error_type, message = None, None
+        elif recording.error_type is not None:
+            error_type, message = recording.error_type, recording.error_message
+        elif self._is_cut_stream(response):
+            error_type, message = "stream_cut", None
+        else:
+            error_type, message = None, None
+        return error_type, message and self._masked(message)[:_MESSAGE_LIMIT]
+
+    def _is_cut_stream(self, response: ResponseFacts) -> bool:
+        recording = self._recording
+        return (
+            self._parser is not None
+            and not response.ended
+            and self._understood
+            and response.understood
+            and not recording.partial
+            and "text/event-stream" in recording.response_headers.get("content-type", "").lower()
+        )
+
+    def _masked(self, message: str) -> str:
+        for name in _SECRET_HEADERS:
+            value = self._recording.headers.get(name, "")
+            # "Bearer sk-1" is a secret as a whole, and so is "sk-1".
+            for secret in (value, value.rpartition(" ")[2]):
+                if len(secret) >= 4:
+                    message = message.replace(secret, "[redacted]")
+        return message
+
+
+class _Attempts:
+    """Which attempt at the same request this is, for the requests seen last."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[object, int] = OrderedDict()
+
+    def count(self, identity: CallIdentity | None, digest: bytes | None) -> int | None:
+        # Without a session, equal requests may be strangers to each other.
+        if identity is None or identity.session_id is None or digest is None:
+            return None
+        key = (identity.session_id, identity.turn_key, identity.subagent_id, digest)
+        attempt = self._seen.pop(key, 0) + 1
+        self._seen[key] = attempt
+        if len(self._seen) > _ATTEMPTS_REMEMBERED:
+            self._seen.popitem(last=False)
+        return attempt
+
+
+def _allowed(
+    headers: Mapping[str, str], names: frozenset[str], prefixes: tuple[str, ...]
+) -> dict[str, str]:
+    return {
+        name: value[:_HEADER_VALUE_LIMIT]
+        for name, value in headers.items()
+        if name in names or name.startswith(prefixes)
+    }
+
+
+def _low_cardinality(word: str) -> str:
+    return word if len(word) <= 64 and word.isascii() and word.isidentifier() else "error"
+
+
+def _kind(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    return type(error).__name__ if number is None else f"{type(error).__name__} {number}"

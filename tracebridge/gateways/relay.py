@@ -1,0 +1,580 @@
+"""The byte path: one connection to an upstream for each connection of a client.
+
+Bytes are passed on as they arrive, in both directions, and copied afterwards. Only the head of a
+request is touched. What one end does (half-close, reset, slow reading) is done to the other, so
+the agent sees what it would see without us and its own retries stay right; nothing is retried
+here. A request that comes before the answer to the one before it is held until that is over, which
+is how a response is matched to its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from tracebridge import ids
+from tracebridge.gateways.framing import (
+    BadRequestError,
+    BodyReader,
+    RequestHead,
+    ResponseReader,
+    body_reader,
+    find_head_end,
+    parse_request_head,
+)
+from tracebridge.gateways.recorder import Complaints, Recorder, Recording, identify
+from tracebridge.gateways.upstream import Origin, Route, Upstreams
+
+_CONNECT_SECONDS = 30
+# How long a client may go on sending what nobody will read, so that it gets to our answer.
+_LINGER_SECONDS = 2
+# What may wait here before reading stops: for a connection, or for the answer before.
+_HELD_LIMIT = 256 * 1024
+
+_LOOPBACK_HOST = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
+_REASONS = {
+    400: ("Bad Request", "invalid_request_error", "INVALID_ARGUMENT"),
+    403: ("Forbidden", "permission_error", "PERMISSION_DENIED"),
+    404: ("Not Found", "not_found_error", "NOT_FOUND"),
+    431: ("Request Header Fields Too Large", "invalid_request_error", "INVALID_ARGUMENT"),
+    502: ("Bad Gateway", "api_error", "UNAVAILABLE"),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Relay:
+    """What all connections share."""
+
+    upstreams: Upstreams
+    recorder: Recorder
+    complaints: Complaints
+    send_traceparent: bool
+    # Host values beyond loopback are an attack by DNS unless we were told to listen there.
+    any_host: bool
+    tls: ssl.SSLContext
+    connections: set[ClientConnection] = field(default_factory=set)
+    draining: bool = False
+    on_idle: Callable[[], None] = lambda: None
+
+
+class ClientConnection(asyncio.Protocol):
+    """A client's connection, and the one who decides for its upstream's."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._upstream: _UpstreamConnection | None = None
+        self._origin: Origin | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        # For the upstream, while there is no connection to it yet.
+        self._outgoing: list[bytes] = []
+        self._outgoing_bytes = 0
+        # From the client: an unfinished head, or requests whose turn has not come.
+        self._held = bytearray()
+        self._head_scanned = 0
+        self._body: BodyReader | None = None
+        self._response: ResponseReader | None = None
+        self._recording: Recording | None = None
+        self._is_tunnel = False
+        self._client_is_done_sending = False
+        # Nothing more is passed on; what still comes in is thrown away.
+        self._ending = False
+        self._linger: asyncio.TimerHandle | None = None
+        self._paused_for: set[str] = set()
+        self.is_write_paused = False
+
+    # What the client does.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._relay.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._ending:
+            return
+        if self._is_tunnel:
+            self._send(data)
+            return
+        if self._body is not None and not self._body.done and not self._held:
+            data = self._take_body(data)
+        if data and not self._ending:
+            self._held += data
+            self._advance()
+
+    def eof_received(self) -> bool:
+        if self._ending or self._body is None or not self._body.done:
+            return False
+        # TLS cannot end one direction alone.
+        if self._origin is None or self._origin.scheme == "https":
+            return False
+        # No client that was closed can be told from one that only ended its sending; the upstream
+        # is told the same, as it would be without us.
+        self._client_is_done_sending = True
+        self._pass_on_end_of_sending()
+        return True
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+        if self._upstream is not None:
+            self._upstream.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        if self._upstream is not None:
+            self._upstream.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._relay.connections.discard(self)
+        self._ending = True
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._drop_upstream(reset=exc is not None)
+        if self._recording is not None:
+            self._recording.finish("client_abort")
+        if not self._relay.connections:
+            self._relay.on_idle()
+
+    # Requests.
+
+    def _advance(self) -> None:
+        """Take on what is held, as far as that is possible now."""
+        while self._held and not self._ending and not self._is_tunnel:
+            if self._body is None:
+                if not self._take_head():
+                    break
+            elif not self._body.done:
+                data = bytes(self._held)
+                self._held.clear()
+                self._held += self._take_body(data)
+            elif self._response is not None and self._response.lost:
+                # Where the answer ended only the client knows, and it goes on.
+                self._end_exchange()
+            else:
+                if len(self._held) > _HELD_LIMIT:
+                    self._pause_client("held")
+                return
+        self._resume_client("held")
+        self._pass_on_end_of_sending()
+
+    def _pass_on_end_of_sending(self) -> None:
+        if not self._client_is_done_sending or self._ending:
+            return
+        if self._body is None:
+            self._close()
+        elif self._upstream is not None and not self._held:
+            self._upstream.half_close()
+
+    def _take_head(self) -> bool:
+        """Start on the next request; return False where more of its head has to come first."""
+        # A client may end a body with a line too many; it belongs to no message.
+        while self._held.startswith(b"\r\n"):
+            del self._held[:2]
+        try:
+            end = find_head_end(self._held, self._head_scanned)
+            if end < 0:
+                self._head_scanned = len(self._held)
+                return False
+            head = parse_request_head(bytes(self._held[:end]))
+        except BadRequestError as error:
+            self._refuse(error.status, str(error))
+            return False
+        self._head_scanned = 0
+        rest = bytes(self._held[end:])
+        self._held.clear()
+        route = self._admit(head)
+        if route is not None:
+            self._start_exchange(head, route, rest)
+        return True
+
+    def _admit(self, head: RequestHead) -> Route | None:
+        """Return where the request may go, or answer it and return None."""
+        without_body = head.method == "HEAD"
+        if not head.target.startswith("/"):
+            self._refuse(
+                400,
+                "this is no forward proxy; set the client's base URL to the gateway's",
+                without_body=without_body,
+            )
+            return None
+        if not self._relay.any_host and not _LOOPBACK_HOST.fullmatch(head.fields["host"]):
+            self._refuse(
+                403,
+                "the Host is not this machine's own; use http://127.0.0.1:PORT as base URL",
+                without_body=without_body,
+            )
+            return None
+        origin = head.fields.get("origin")
+        if origin is not None and not _is_loopback_origin(origin):
+            self._refuse(403, "web pages may not use the gateway", without_body=without_body)
+            return None
+        route = self._relay.upstreams.route(head.target)
+        if route is None:
+            self._refuse(404, self._relay.upstreams.missing(head.target), without_body=without_body)
+        return route
+
+    def _start_exchange(self, head: RequestHead, route: Route, rest: bytes) -> None:
+        body = body_reader(head)
+        try:
+            # Before anything is sent: a request found bad here leaves no trace upstream.
+            used, content = body.feed(rest)
+        except BadRequestError as error:
+            self._refuse(error.status, str(error), without_body=head.method == "HEAD")
+            return
+        self._body = body
+        recording = None
+        if head.method == "POST":
+            recording = Recording(
+                self._relay.recorder,
+                method=head.method,
+                path=head.target.partition("?")[0],
+                headers=head.fields,
+                origin=route.origin,
+            )
+        self._recording = recording
+        self._response = ResponseReader(
+            head.method,
+            recording.take_response_head if recording else lambda _status, _fields: None,
+            recording.take_response_body if recording else lambda _piece: None,
+        )
+        if self._origin != route.origin:
+            self._drop_upstream(reset=False)
+            self._origin = route.origin
+        added = self._added_fields(head)
+        self._send(head.encode(route.target, route.origin.host_header, added) + rest[:used])
+        if recording is not None:
+            for piece in content:
+                recording.take_request_body(piece)
+        self._held += rest[used:]
+
+    def _added_fields(self, head: RequestHead) -> list[str]:
+        if not self._relay.send_traceparent or "traceparent" in head.fields:
+            return []
+        identity = identify(head.fields, {}, self._relay.complaints)
+        if identity is None or identity.session_id is None or identity.turn_key is None:
+            return []
+        trace_id = ids.trace_id(identity.agent, identity.session_id, identity.turn_key)
+        return [f"traceparent: {ids.traceparent(trace_id)}"]
+
+    def _take_body(self, data: bytes) -> bytes:
+        """Pass on what belongs to the body and return the rest."""
+        assert self._body is not None
+        try:
+            used, content = self._body.feed(data)
+        except BadRequestError as error:
+            self._break_off(str(error))
+            return b""
+        self._send(data if used == len(data) else data[:used])
+        if self._recording is not None:
+            for piece in content:
+                self._recording.take_request_body(piece)
+        if self._body.done and self._response is not None and self._response.done:
+            # The answer came before the request was whole.
+            self._end_exchange()
+        return data[used:]
+
+    def _send(self, data: bytes) -> None:
+        if self._upstream is not None:
+            self._upstream.write(data)
+            return
+        self._outgoing.append(data)
+        self._outgoing_bytes += len(data)
+        if self._outgoing_bytes > _HELD_LIMIT:
+            self._pause_client("connecting")
+        if self._connecting is None:
+            self._connecting = self._loop.create_task(self._connect())
+
+    # The upstream.
+
+    async def _connect(self) -> None:
+        origin = self._origin
+        assert origin is not None
+        is_tls = origin.scheme == "https"
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await self._loop.create_connection(
+                    lambda: _UpstreamConnection(self),
+                    origin.host,
+                    origin.port,
+                    ssl=self._relay.tls if is_tls else None,
+                    **_race_of_addresses(self._loop),
+                )
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or error.reason or str(error)
+            self._cannot_connect(origin, "tls_error", f"TLS certificate or protocol: {reason}")
+        except TimeoutError:
+            self._cannot_connect(origin, "connect_failed", f"no answer in {_CONNECT_SECONDS} s")
+        # Whatever it is, the client must not wait for an answer that cannot come.
+        except Exception as error:  # noqa: BLE001
+            reason = getattr(error, "strerror", None) or str(error)
+            self._cannot_connect(origin, "connect_failed", reason)
+
+    def upstream_connected(self, upstream: _UpstreamConnection) -> None:
+        if self._ending:
+            upstream.drop(reset=False)
+            return
+        self._connecting = None
+        self._upstream = upstream
+        if self.is_write_paused:
+            upstream.pause_reading()
+        for data in self._outgoing:
+            upstream.write(data)
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+        self._resume_client("connecting")
+        self._pass_on_end_of_sending()
+
+    def _cannot_connect(self, origin: Origin, error_type: str, reason: str) -> None:
+        self._connecting = None
+        recording = self._recording
+        message = f"tracebridge gateway: cannot connect to {origin.host_header}: {reason}"
+        call_id = recording.call_id if recording else None
+        if recording is not None:
+            recording.status = 502
+            recording.answered_by_us = True
+            recording.response_headers = {"request-id": f"tb_{call_id}"}
+            recording.finish(error_type, message)
+        without_body = self._response is not None and self._response.is_head_only
+        self._answer(502, message, call_id=call_id, without_body=without_body)
+
+    def response_received(self, data: bytes) -> None:
+        self._transport.write(data)
+        response = self._response
+        if response is None:
+            # Unasked, as when a server announces that it closes an idle connection.
+            return
+        response.feed(data)
+        if response.upgraded and not self._is_tunnel:
+            self._start_tunnel()
+        elif response.done:
+            if self._recording is not None:
+                self._recording.finish()
+            if self._body is not None and self._body.done:
+                self._end_exchange()
+                self._advance()
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        self._upstream = None
+        response, recording = self._response, self._recording
+        is_whole = response is None or response.done or self._is_tunnel
+        if exc is None and response is not None and response.ends_with_connection:
+            is_whole = True
+        if recording is not None:
+            if response is not None and response.lost:
+                recording.partial = True
+            recording.finish(None if is_whole else self._loss(response))
+        if exc is not None and not is_whole:
+            _reset(self._transport)
+        elif self._body is not None and not self._body.done:
+            self._end_lingering()
+        else:
+            self._ending = True
+            self._transport.close()
+
+    def _loss(self, response: ResponseReader | None) -> str | None:
+        if self._client_is_done_sending:
+            return "client_abort"
+        if response is None or not response.started:
+            return "upstream_closed"
+        if response.lost:
+            # With a head, it may have been whole; nobody could tell.
+            return None if response.has_head else "malformed_response"
+        return "stream_cut"
+
+    def _start_tunnel(self) -> None:
+        self._is_tunnel = True
+        if self._recording is not None:
+            self._recording.finish()
+        if self._held:
+            self._send(bytes(self._held))
+            self._held.clear()
+
+    def _end_exchange(self) -> None:
+        if self._recording is not None:
+            if self._response is not None and self._response.lost:
+                self._recording.partial = True
+            self._recording.finish()
+        self._body = self._response = self._recording = None
+        if self._relay.draining:
+            self._close()
+
+    def _drop_upstream(self, *, reset: bool) -> None:
+        if self._upstream is not None:
+            self._upstream.drop(reset=reset)
+            self._upstream = None
+            self._resume_client("upstream")
+
+    def _close(self) -> None:
+        self._ending = True
+        self._drop_upstream(reset=False)
+        self._transport.close()
+
+    # Ends.
+
+    def drain(self) -> None:
+        """End the connection as soon as no request is under way."""
+        if self._body is None and not self._ending:
+            self._close()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._recording is not None:
+            self._recording.finish("gateway_stopped")
+        _reset(self._transport)
+
+    def _break_off(self, message: str) -> None:
+        """End an exchange whose request turns out to be bad when part of it is already gone."""
+        self._drop_upstream(reset=True)
+        if self._recording is not None:
+            self._recording.finish("bad_request", message)
+        if self._response is not None and self._response.started:
+            _reset(self._transport)
+            self._ending = True
+        else:
+            self._refuse(400, message)
+
+    def _refuse(self, status: int, message: str, *, without_body: bool = False) -> None:
+        self._answer(status, f"tracebridge gateway: {message}", without_body=without_body)
+
+    def _answer(
+        self, status: int, message: str, *, call_id: str | None = None, without_body: bool = False
+    ) -> None:
+        """Answer in the upstream's stead, in a shape that every vendor's clients understand."""
+        reason, error_type, google_status = _REASONS[status]
+        error = {"type": error_type, "message": message, "code": status, "status": google_status}
+        document: dict[str, object] = {"type": "error", "error": error}
+        request_id = ""
+        if call_id is not None:
+            document["request_id"] = f"tb_{call_id}"
+            request_id = f"request-id: tb_{call_id}\r\n"
+        body = json.dumps(document).encode()
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n{request_id}Connection: close\r\n\r\n"
+        )
+        self._transport.write(head.encode("latin-1") + (b"" if without_body else body))
+        self._end_lingering()
+
+    def _end_lingering(self) -> None:
+        """Say that we are done, and let the client find that out before the connection goes.
+
+        To close while the client still sends would reset the connection, and the client would lose
+        what it has not read yet.
+        """
+        self._ending = True
+        self._held.clear()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._drop_upstream(reset=False)
+        if self._transport.is_closing():
+            return
+        for reason in tuple(self._paused_for):
+            self._resume_client(reason)
+        self._transport.write_eof()
+        self._linger = self._loop.call_later(_LINGER_SECONDS, self._transport.close)
+
+    # Backpressure.
+
+    def upstream_is_full(self) -> None:
+        self._pause_client("upstream")
+
+    def upstream_has_room(self) -> None:
+        self._resume_client("upstream")
+
+    def _pause_client(self, reason: str) -> None:
+        if not self._paused_for and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._paused_for.add(reason)
+
+    def _resume_client(self, reason: str) -> None:
+        if reason in self._paused_for:
+            self._paused_for.discard(reason)
+            if not self._paused_for and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+
+class _UpstreamConnection(asyncio.Protocol):
+    def __init__(self, client: ClientConnection) -> None:
+        self._client: ClientConnection | None = client
+        self._transport: asyncio.Transport
+        self._is_half_closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if self._client is not None:
+            self._client.upstream_connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._client is not None:
+            self._client.response_received(data)
+
+    def pause_writing(self) -> None:
+        if self._client is not None:
+            self._client.upstream_is_full()
+
+    def resume_writing(self) -> None:
+        if self._client is not None:
+            self._client.upstream_has_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.upstream_lost(exc)
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def half_close(self) -> None:
+        if not self._is_half_closed:
+            self._is_half_closed = True
+            self._transport.write_eof()
+
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def drop(self, *, reset: bool) -> None:
+        """Close without telling the client's side, which asked for it."""
+        self._client = None
+        if reset:
+            _reset(self._transport)
+        else:
+            self._transport.abort()
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Close so that the other end sees an error and not an end."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        # The other end may have been faster.
+        with suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def _race_of_addresses(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
+    # So that a name whose first address does not answer is still reached. uvloop cannot do it.
+    return {"happy_eyeballs_delay": 0.25} if isinstance(loop, asyncio.BaseEventLoop) else {}
+
+
+def _is_loopback_origin(origin: str) -> bool:
+    try:
+        netloc = urlsplit(origin).netloc
+    except ValueError:
+        return False
+    return _LOOPBACK_HOST.fullmatch(netloc) is not None
