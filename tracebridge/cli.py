@@ -153,10 +153,7 @@ def watch(once: bool, close_open: bool, background: bool, lock_fd: int | None) -
 @click.option("--listen", default="127.0.0.1:4141", show_default=True, metavar="HOST:PORT")
 @click.option("--upstream", multiple=True, metavar="SPEC", help="Repeatable; see below.")
 @click.option("--no-traceparent", is_flag=True, help="Send no traceparent of our own upstream.")
-@click.option("--allow-remote", is_flag=True, help="Listen beyond this machine. Mind who can call.")
-def gateway(
-    listen: str, upstream: tuple[str, ...], no_traceparent: bool, allow_remote: bool
-) -> None:
+def gateway(listen: str, upstream: tuple[str, ...], no_traceparent: bool) -> None:
     """Run our recording gateway: bytes pass unchanged, a copy is parsed.
 
     \b
@@ -177,11 +174,12 @@ def gateway(
             upstream=upstream or ("anthropic",),
             home=settings().home,
             send_traceparent=not no_traceparent,
-            allow_remote=allow_remote,
         )
         run_gateway(options)
     except OptionsError as error:
         wrong_usage(str(error))
+    except OSError as error:
+        fail(str(error))
 
 
 @main.command()
@@ -267,6 +265,7 @@ def show(trace: str, as_json: bool) -> None:
         click.echo(orjson.dumps(document([(rows[0], spans)])).decode())
     else:
         console = Console(highlight=False, soft_wrap=True)
+        console.print(f"trace {rows[0].trace_id}  session {rows[0].session_id}")
         console.print(render_turn(spans, max(console.width, 80)))
 
 

@@ -226,7 +226,7 @@ def _print(console: Console, spans: Sequence[Span], program: Path | None) -> Non
     chats = [span for span in spans if span.attributes.get(semconv.SPAN_TYPE) == "llm"]
     exact = [span for span in chats if span.attributes.get(semconv.LINK_CONFIDENCE) == "exact"]
     console.print()
-    console.print(render_turn(spans, max(console.width, 120)))
+    console.print(render_turn(spans, max(console.width, 132)))
     console.print()
     console.print(f"{len(exact)} of {len(chats)} gateway calls linked exactly, {len(spans)} spans.")
     console.print("The model was scripted; agent, gateway, hooks and watcher were real.")

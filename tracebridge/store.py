@@ -23,6 +23,8 @@ from tracebridge.model import GatewayCall, Link, Sighting, Source, Span, Turn
 from tracebridge.sinks import OutboxSpan
 
 FILE = "store.sqlite3"
+# Touched after each commit that changed a turn.
+CHANGED = "store.changed"
 # How long one process waits for another's transaction.
 BUSY_S = 30.0
 # By SQLite's result codes; for all others the file itself is to blame.
@@ -129,6 +131,7 @@ class Store:
 
     def __init__(self, home: Path, clock: Callable[[], int] = time.time_ns) -> None:
         self._clock = clock
+        self._revised = False
         self.path = home / FILE
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -159,6 +162,10 @@ class Store:
         try:
             yield
             self._db.execute("COMMIT")
+            if self._revised:
+                # SQLite's own files change before a commit can be seen: followers wait for this.
+                self._revised = False
+                self.path.with_name(CHANGED).touch(mode=0o600)
         except BaseException:
             self._db.roll_back()
             raise
@@ -440,6 +447,7 @@ class Store:
         return int(self._one("SELECT value FROM counters WHERE name = 'revision'")[0])
 
     def _next_revision(self) -> int:
+        self._revised = True
         row = self._one(
             "UPDATE counters SET value = value + 1 WHERE name = 'revision' RETURNING value"
         )

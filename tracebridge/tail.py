@@ -18,7 +18,7 @@ from watchdog.observers import Observer
 
 from tracebridge import semconv
 from tracebridge.model import Span, Status
-from tracebridge.store import FILE, Store, TurnRow
+from tracebridge.store import CHANGED, Store, TurnRow
 from tracebridge.tree import Line, duration, tree
 
 # A lost file system event costs no more than this.
@@ -159,7 +159,9 @@ def _line(line: Line, name_width: int, now_ns: int) -> Text:
         text.append("  ")
         text.append(printable(fact), style="bold red" if fact.startswith("ERROR") else "dim")
     if span.parent_span_id is None:
-        text.append(f"  {span.trace_id}", style="dim")
+        text.append(f"  {span.trace_id[:8]}", style="dim")
+        said = " ".join(str(span.attributes.get(semconv.OI_INPUT, "")).split())
+        text.append(f"  {printable(said)}", style="italic")
     return text
 
 
@@ -196,8 +198,8 @@ class _StoreEvents(FileSystemEventHandler):
     def __init__(self, wake: threading.Event) -> None:
         self._wake = wake
 
-    def on_modified(self, event: FileSystemEvent) -> None:
-        if Path(str(event.src_path)).name.startswith(FILE):
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if Path(str(event.src_path)).name == CHANGED:
             self._wake.set()
 
 

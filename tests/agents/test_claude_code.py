@@ -410,3 +410,12 @@ def test_every_sighting_says_where_it_is_from(tmp_path):
     assert {(s.agent, s.source) for s in read_all(claude.transcript)[0]} == {
         ("claude-code", Source.TRANSCRIPT)
     }
+
+
+def test_a_compaction_is_recognised_without_a_header():
+    """Where no header says the class, the request for a summary shows what it is."""
+    asked = "Your task is to create a detailed summary of the conversation so far"
+    headers = {"x-claude-code-session-id": "s"}
+    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": asked}]}]}
+    assert identify_call(headers, body).request_class == "compaction"
+    assert identify_call(headers, {"messages": [{"content": "hello"}]}).request_class is None

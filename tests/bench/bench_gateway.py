@@ -119,7 +119,7 @@ def measure(ports: dict[str, int], rounds: int) -> None:
     }
     for connection in connections.values():
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    print(f"{'case':22} {'path':18} {'p50 ms':>8} {'p99 ms':>8} {'added ms':>9} {'ratio':>6}")
+    write_line(f"{'case':22} {'path':18} {'p50 ms':>8} {'p99 ms':>8} {'added ms':>9} {'ratio':>6}")
     for case, (sent, end) in CASES.items():
         times: dict[str, list[float]] = {name: [] for name in connections}
         for number in range(rounds + 10):
@@ -131,12 +131,16 @@ def measure(ports: dict[str, int], rounds: int) -> None:
         for name, values in times.items():
             median = statistics.median(values)
             p99 = sorted(values)[int(len(values) * 0.99)]
-            print(
+            write_line(
                 f"{case:22} {name:18} {median:8.3f} {p99:8.3f} {median - direct:9.3f}"
                 f" {median / direct:6.2f}"
             )
     for connection in connections.values():
         connection.close()
+
+
+def write_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
 
 
 def main() -> None:
@@ -172,7 +176,7 @@ def main() -> None:
             upstream.wait()
         for name, home in homes.items():
             written = len(list((home / "spool" / "new").iterdir()))
-            print(f"{name}: {written} calls recorded of {len(CASES) * (rounds + 10)}")
+            write_line(f"{name}: {written} calls recorded of {len(CASES) * (rounds + 10)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What Anthropic's bodies tell."""
 
 import json
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -151,8 +152,22 @@ JSON = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["type", "message", "usage", "content", "error", "delta", "content_block", "id"]
-                + ["messages", "role", "model", "stream", "input_tokens", "output_tokens_details"]
+                [
+                    "type",
+                    "message",
+                    "usage",
+                    "content",
+                    "error",
+                    "delta",
+                    "content_block",
+                    "id",
+                    "messages",
+                    "role",
+                    "model",
+                    "stream",
+                    "input_tokens",
+                    "output_tokens_details",
+                ]
             ),
             inner,
             max_size=5,
@@ -172,10 +187,8 @@ def test_unexpected_shapes(name, document):
     data = json.dumps(body).encode()
     parse(data, content_type="application/json")
     parse(b"data: " + data + b"\n\n")
-    try:
+    with suppress(ValueError):
         anthropic.parse_request(anthropic.MESSAGES, data)
-    except ValueError:
-        pass
 
 
 @pytest.mark.parametrize("content_type", ["text/event-stream", "application/json"])
@@ -240,7 +253,12 @@ def test_request():
     assert facts.requested_model == "m"
     assert facts.streaming
     assert facts.tool_result_ids == ("new1", "new2")
-    assert facts.body == {"model": "m", "stream": True, "metadata": {"user_id": "u"}}
+    assert facts.body == {
+        "model": "m",
+        "stream": True,
+        "metadata": {"user_id": "u"},
+        "messages": [results("new1", "new2")],
+    }
 
 
 def test_digest():

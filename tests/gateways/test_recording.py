@@ -34,6 +34,7 @@ def post(
     gateway,
     upstream,
     response: bytes,
+    *,
     body: bytes = BODY,
     fields: bytes = AGENT,
     path="/v1/messages",
@@ -262,9 +263,10 @@ def test_other_posts(gateway, upstream, path, dialect):
 def test_gets_are_not_recorded(gateway, upstream):
     """GET and HEAD leave no record."""
     client = gateway.connect()
+    peer = None
     for method in (b"GET", b"HEAD"):
         client.send(method + b" /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        peer = upstream.accept() if method == b"GET" else peer
+        peer = peer or upstream.accept()
         peer.read_head()
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         client.read_head()

@@ -49,10 +49,14 @@ def parse_request(name: str, body: bytes) -> RequestFacts:
             if key != "messages" and len(value) <= _IDENTITY_LIMIT
         }
         conversation = fields.get("messages")
+        last = None if conversation is None else _last_user_message(conversation)
+        if last is not None:
+            # What is asked for now; the history before it is what makes a body large.
+            small["messages"] = [last]
         return RequestFacts(
             requested_model=_text(small.get("model")),
             streaming=small.get("stream") is True,
-            tool_result_ids=() if conversation is None else _tool_result_ids(conversation),
+            tool_result_ids=() if last is None else _tool_result_ids(last),
             digest=None if conversation is None else sha256(conversation).digest(),
             body=small,
         )
@@ -221,24 +225,28 @@ class _StreamParser:
         )
 
 
-def _tool_result_ids(conversation: msgspec.Raw) -> tuple[str, ...]:
+def _last_user_message(conversation: msgspec.Raw) -> dict[str, Any] | None:
     try:
         messages = msgspec.json.decode(conversation, type=list[msgspec.Raw])
     except msgspec.ValidationError:
-        return ()
-    # The earlier ones were carried by earlier requests too.
+        return None
     for raw in reversed(messages):
         message = msgspec.json.decode(raw)
         if isinstance(message, dict) and message.get("role") == "user":
-            content = message.get("content")
-            return tuple(
-                block["tool_use_id"]
-                for block in (content if isinstance(content, list) else ())
-                if isinstance(block, dict)
-                and block.get("type") == "tool_result"
-                and isinstance(block.get("tool_use_id"), str)
-            )
-    return ()
+            return message
+    return None
+
+
+def _tool_result_ids(message: dict[str, Any]) -> tuple[str, ...]:
+    # The earlier ones were carried by earlier requests too.
+    content = message.get("content")
+    return tuple(
+        block["tool_use_id"]
+        for block in (content if isinstance(content, list) else ())
+        if isinstance(block, dict)
+        and block.get("type") == "tool_result"
+        and isinstance(block.get("tool_use_id"), str)
+    )
 
 
 def _usage(usage: dict[str, Any], *, output_is_known: bool) -> Usage | None:

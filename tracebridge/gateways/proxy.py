@@ -44,8 +44,6 @@ class GatewayOptions:
     home: Path
     # HOST:PORT; port 0 takes a free one.
     listen: str = "127.0.0.1:0"
-    # Listen where others than this machine can connect.
-    allow_remote: bool = False
     send_traceparent: bool = True
     use_uvloop: bool = False
     # How long requests under way may go on once the gateway is told to stop.
@@ -57,10 +55,11 @@ class GatewayOptions:
         except ValueError as error:
             raise OptionsError(str(error)) from error
         host, _ = parse_listen(self.listen)
-        if not self.allow_remote and not _is_loopback(host):
+        if not _is_loopback(host):
+            # There are no client keys yet: whoever reached it could use it.
             raise OptionsError(
                 f"listen address {self.listen!r}: others could use the gateway; "
-                "listen on 127.0.0.1:PORT or allow remote clients explicitly"
+                "listen on 127.0.0.1:PORT"
             )
 
 
@@ -93,7 +92,6 @@ async def serve(
         recorder=Recorder(record, complaints),
         complaints=complaints,
         send_traceparent=options.send_traceparent,
-        any_host=options.allow_remote,
         tls=tls,
     )
     host, port = parse_listen(options.listen)

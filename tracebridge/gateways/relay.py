@@ -59,7 +59,6 @@ class Relay:
     complaints: Complaints
     send_traceparent: bool
     # Host values beyond loopback are an attack by DNS unless we were told to listen there.
-    any_host: bool
     tls: ssl.SSLContext
     connections: set[ClientConnection] = field(default_factory=set)
     draining: bool = False
@@ -208,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
                 without_body=without_body,
             )
             return None
-        if not self._relay.any_host and not _LOOPBACK_HOST.fullmatch(head.fields["host"]):
+        if not _LOOPBACK_HOST.fullmatch(head.fields["host"]):
             self._refuse(
                 403,
                 "the Host is not this machine's own; use http://127.0.0.1:PORT as base URL",
