@@ -2,7 +2,7 @@
 # in .venv and .agents; what they fetch is kept in the usual caches outside this folder.
 
 PYTHON := $(shell for name in python3.13 python3.12 python3.11 python3; do \
-	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& command -v $$name && break; done)
 BIN := .venv/bin
 AGENT ?= claude-code

@@ -17,7 +17,11 @@ CLAUDE = (
     ("turn", "trace", "root"),
     [
         (CLAUDE, "d7c487cd7106e0dd92e7bece2e8dd15f", "d4f74fd32f47b44c"),
-        (("opencode", "ses_abc", "msg_def"), "ced544c3876bb510e6a0fd836de28e94", "edbef4b162dc46e1"),
+        (
+            ("opencode", "ses_abc", "msg_def"),
+            "ced544c3876bb510e6a0fd836de28e94",
+            "edbef4b162dc46e1",
+        ),
         (("codex-cli", "séance", "t-1"), "556498a75da2dd19665060989868f2f1", "7d168739f7c64e51"),
     ],
 )
