@@ -241,7 +241,7 @@ def judge_secrets(trial: Trial) -> None:
     """No key from environment or headers is on disk or on the wire."""
     places = [path for path in trial.home.rglob("*") if path.is_file()]
     assert places
-    for secret in (API_KEY.encode(), CANARY.encode()):
+    for secret in (API_KEY.encode(), CANARY.encode(), b"p4ssw0rd-in-a-url"):
         for path in places:
             assert secret not in path.read_bytes(), path
         for request in trial.receiver.requests:

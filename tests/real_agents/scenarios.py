@@ -193,6 +193,20 @@ def error_400(stage: Stage) -> Played:
     return _played(stage.claude().run("ask wrongly"))
 
 
+def print_environment(stage: Stage) -> Played:
+    """Let a tool print every secret that the agent's environment holds."""
+    url = "https://somebody:p4ssw0rd-in-a-url@git.example/x.git"
+    stage.model.script(
+        {
+            "what is set": [
+                Reply([_bash(f"env; git clone {url} x || true")]),
+                Reply([Text("A good deal is set.")]),
+            ]
+        }
+    )
+    return _played(stage.claude().run("what is set"))
+
+
 def error_401(stage: Stage) -> Played:
     stage.model.script({"ask unknown": [Reply([Text("Never said.")], failures=_always(401))]})
     claude = stage.claude()
@@ -425,6 +439,7 @@ SCENARIOS: dict[str, Scenario] = {
         stream_error,
         stream_truncated,
         error_401,
+        print_environment,
         sigterm_stream,
         sigkill_tool,
     )

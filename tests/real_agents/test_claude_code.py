@@ -5,9 +5,11 @@ Everything is real but the model: agent, hooks, gateway, watcher, store, deliver
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
+from claude import ClaudeCode
 from judge import (
     ERROR,
     Trial,
@@ -19,9 +21,13 @@ from judge import (
     trial,
 )
 from scenarios import SCENARIOS
+from terminal import wait_until
 
 from tracebridge import semconv
 from tracebridge.store import Store
+from tracebridge.testing.receiver import Receiver
+from tracebridge.testing.scripted_model import Reply, ScriptedModel, Text
+from tracebridge.watch import is_watched
 
 pytestmark = pytest.mark.real_agent
 
@@ -53,6 +59,7 @@ OUTCOMES = {
     "queued_prompt": ["completed", "completed"],
     "absorbed_prompt": ["completed"],
     "no_persistence": ["completed"],
+    "print_environment": ["completed"],
     "hint_headers_off": ["completed"],
     "task_notification": ["completed", "completed"],
     "three_sessions": ["completed", "completed", "completed"],
@@ -215,3 +222,34 @@ def test_run_edits_nothing_and_links_exactly(tmp_path, monkeypatch):
     with trial("tools", tmp_path, monkeypatch, **alone, launcher=launcher) as played:
         assert played.played.exit_codes == (0,)
         judge(played, ["completed"], {"turn_id"})
+
+
+def test_integrate_is_all_it_takes(tmp_path, monkeypatch):
+    """Hooks installed by the command, nothing started by hand: the turn arrives; then back again."""
+    home = tmp_path / "state"
+    monkeypatch.setenv("TRACEBRIDGE_HOME", str(home))
+    monkeypatch.setenv("HOME", str(tmp_path / "play" / "home"))
+    command = [sys.executable, "-m", "tracebridge"]
+    with Receiver() as receiver, ScriptedModel() as model:
+        model.script({"say hello": [Reply([Text("Hello there.")])]})
+        home.mkdir()
+        # Claude Code keeps OTEL_* from its hooks, so the watcher they start reads it here.
+        endpoint = f'OTEL_EXPORTER_OTLP_ENDPOINT = "{receiver.endpoint}"\n'
+        (home / "config.toml").write_text(f"idle_minutes = 0.02\n[env]\n{endpoint}")
+        claude = ClaudeCode(
+            workdir=tmp_path / "play",
+            base_url=f"{model.url}/api/anthropic",
+            settings_env={},
+            env={"TRACEBRIDGE_HOME": str(home)},
+        )
+        settings = claude.home / ".claude" / "settings.json"
+        before = settings.read_bytes()
+        subprocess.run([*command, "integrate", "claude-code"], check=True)
+        assert settings.read_bytes() != before
+        assert claude.run("say hello").exit_code == 0
+        receiver.wait_for(lambda receiver: len(receiver.spans) == 2, timeout=60)
+        wait_until(lambda: not is_watched(home), complaint="the idle watcher does not leave")
+        names = {span.name.split()[0] for span in receiver.spans}
+        assert names == {"invoke_agent", "chat"}
+        subprocess.run([*command, "integrate", "claude-code", "--remove"], check=True)
+        assert settings.read_bytes() == before
