@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,30 @@ def test_settings_that_cannot_be_read_are_named(claude, model, given):
     assert given.strip("[]") in result.stderr
     assert "Traceback" not in result.stderr
     assert model.attempts == []
+
+
+def test_a_gateway_goes_with_whoever_started_it():
+    """If `run` is killed, the gateway that it started ends by itself."""
+    script = (
+        "import os, sys\n"
+        "from tracebridge.run import started_gateway\n"
+        "with started_gateway(['anthropic'], os.environ) as url:\n"
+        "    print(url, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with starter:
+        url = starter.stdout.readline().strip()
+        port = int(url.rpartition(":")[2])
+        socket.create_connection(("127.0.0.1", port)).close()
+        starter.kill()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the gateway still listens")

@@ -153,7 +153,10 @@ def watch(once: bool, close_open: bool, background: bool, lock_fd: int | None) -
 @click.option("--listen", default="127.0.0.1:4141", show_default=True, metavar="HOST:PORT")
 @click.option("--upstream", multiple=True, metavar="SPEC", help="Repeatable; see below.")
 @click.option("--no-traceparent", is_flag=True, help="Send no traceparent of our own upstream.")
-def gateway(listen: str, upstream: tuple[str, ...], no_traceparent: bool) -> None:
+@click.option("--stop-with-stdin", is_flag=True, hidden=True)
+def gateway(
+    listen: str, upstream: tuple[str, ...], no_traceparent: bool, stop_with_stdin: bool
+) -> None:
     """Run our recording gateway: bytes pass unchanged, a copy is parsed.
 
     \b
@@ -174,6 +177,7 @@ def gateway(listen: str, upstream: tuple[str, ...], no_traceparent: bool) -> Non
             upstream=upstream or ("anthropic",),
             home=settings().home,
             send_traceparent=not no_traceparent,
+            stop_with_stdin=stop_with_stdin,
         )
         run_gateway(options)
     except OptionsError as error:

@@ -66,11 +66,13 @@ def run(command: Sequence[str], settings: Settings, upstream: Sequence[str]) -> 
 def started_gateway(upstream: Sequence[str], env: Mapping[str, str]) -> Iterator[str | None]:
     """Start our gateway on a free port for the time of the block; give its URL, None if it fails."""
     words = [sys.executable, "-m", "tracebridge", "gateway", "--listen", "127.0.0.1:0"]
+    words.append("--stop-with-stdin")
     for spec in upstream:
         words += ["--upstream", spec]
     process = subprocess.Popen(
         words,
-        stdin=subprocess.DEVNULL,
+        # Never written to: its end tells the gateway that we are gone, even if we were killed.
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=env,
         text=True,
@@ -86,8 +88,9 @@ def started_gateway(upstream: Sequence[str], env: Mapping[str, str]) -> Iterator
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def start_watcher(settings: Settings, env: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import re
 import signal
 import ssl
@@ -48,6 +49,8 @@ class GatewayOptions:
     use_uvloop: bool = False
     # How long requests under way may go on once the gateway is told to stop.
     drain_seconds: float = 10
+    # Stop when standard input ends: whoever started us is gone, even if it was killed.
+    stop_with_stdin: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -150,6 +153,14 @@ async def _serve_until_signal(options: GatewayOptions, spool: Spool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # A second signal cuts the draining short: cancelling again interrupts it.
         loop.add_signal_handler(number, serving.cancel)
+    if options.stop_with_stdin:
+
+        def on_stdin() -> None:
+            if not os.read(0, 4096):
+                loop.remove_reader(0)
+                serving.cancel()
+
+        loop.add_reader(0, on_stdin)
     try:
         await serving
     except asyncio.CancelledError:
