@@ -16,6 +16,7 @@ from tracebridge.model import (
     Compaction,
     Evidence,
     GatewayCall,
+    ModelCall,
     Outcome,
     Prompt,
     Sighting,
@@ -183,3 +184,48 @@ def test_the_turn_that_runs_beats_one_about_to_begin():
     assert linked[0][1].trace_id == turns[0].trace_id
     linked, _ = link([call(start_ns=SECOND - 300)], turns)
     assert linked[0][1].trace_id == turns[0].trace_id
+
+
+def told_session():
+    """Return the turns of a session whose transcript knows one answer in each of two turns."""
+    session = Session("s")
+    for turn, at in (("t", SECOND), ("u", 10 * SECOND)):
+        parts = (
+            Prompt(key=f"p-{turn}", text="hi", start_ns=at),
+            ModelCall(key=f"msg-{turn}", response_id=f"msg-{turn}", start_ns=at, end_ns=at + 1),
+            ToolCall(key=f"tool-{turn}", start_ns=at + 2, end_ns=at + 3),
+        )
+        session.transcript += [
+            Sighting(
+                agent=AGENT,
+                session_id="s",
+                source=Source.TRANSCRIPT,
+                time_ns=at,
+                part=part,
+                turn_key=turn,
+            )
+            for part in parts
+        ]
+    return turns_of(session)
+
+
+def test_a_named_turn_beats_a_response_id():
+    """What a request says of itself is not overruled by what its answer looks like."""
+    turns = told_session()
+    assert evidence_of(call(response_id="msg-t"), turns) == "response_id"
+    assert evidence_of(call(response_id="msg-t", turn_key="x"), turns) == "its turn is not known"
+
+
+def test_tools_of_two_turns_are_no_evidence():
+    """A request that carries results of several turns is not tied to any of them."""
+    turns = told_session()
+    assert evidence_of(call(tool_result_ids=("tool-u",)), turns) == "tool_call_id"
+    both = call(tool_result_ids=("tool-t", "tool-u"))
+    assert evidence_of(both, turns) == "session_window"
+
+
+def test_two_open_turns_are_ambiguous():
+    """Where two turns could have made a call, none is chosen."""
+    turns = [replace(turn, end_ns=None) for turn in told_session()]
+    late = call(start_ns=30 * SECOND, end_ns=31 * SECOND)
+    assert evidence_of(late, turns) == "more than one turn of its session was open"

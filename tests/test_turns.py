@@ -10,7 +10,9 @@ from sessions import AGENT, SECOND, Session, sessions, trace_of
 
 from tracebridge.linker import link
 from tracebridge.model import (
+    CallIdentity,
     Compaction,
+    GatewayCall,
     Outcome,
     PermissionAsk,
     Prompt,
@@ -236,3 +238,23 @@ def test_a_session_has_the_traces_of_the_contract():
     """Trace ids are those that any process computes from agent, session and turn."""
     (turn,) = assembled("s", [prompt(SECOND)])
     assert turn.trace_id == trace_of(Session("s"), "t")
+
+
+def test_two_calls_may_have_one_response_id():
+    """A gateway's cache answers twice with the same response: still two calls, two spans."""
+    calls = [
+        GatewayCall(
+            call_id=f"call-{number}",
+            gateway="test",
+            method="POST",
+            path="/",
+            start_ns=(2 + number) * SECOND,
+            end_ns=(3 + number) * SECOND,
+            identity=CallIdentity(agent=AGENT, session_id="s", turn_key="t"),
+            response_id="msg",
+        )
+        for number in range(2)
+    ]
+    (turn,) = assembled("s", [prompt(SECOND)], calls)
+    ids = [span.span_id for span in render(turn) if span.attributes[SPAN_TYPE] == "llm"]
+    assert len(set(ids)) == 2

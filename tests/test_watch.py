@@ -320,3 +320,42 @@ def test_what_a_killed_writer_left_is_swept_up(claude):
     os.utime(old, (0, 0))
     claude.spool.drop_unfinished()
     assert (old.exists(), fresh.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(("sources", "patience"), [("both", 0.3), ("hooks", 2.0)])
+def test_a_turn_is_told_when_nothing_more_is_to_come(claude, sources, patience):
+    """Told by both sources it waits a moment; told by one it waits for the other."""
+    now = [time.time_ns()]
+    if sources == "both":
+        claude.simple_turn()
+    else:
+        claude.hook(0, "UserPromptSubmit", prompt="hello")
+        claude.hook(3, "Stop", last_assistant_message="done", background_tasks=[])
+    watcher = Watcher(read_settings(), clock=lambda: now[0])
+    watcher.step()
+    now[0] += int((patience - 0.1) * SECOND)
+    watcher.step()
+    assert not watcher.store.is_told(TRACE)
+    now[0] += int(0.2 * SECOND)
+    watcher.step()
+    assert watcher.store.is_told(TRACE)
+    watcher.close()
+
+
+def test_a_background_subagent_holds_its_turn_back(claude):
+    """A turn whose subagent still works is not told before it ends, or for ten minutes."""
+    now = [time.time_ns()]
+    claude.hook(0, "UserPromptSubmit", prompt="hello")
+    claude.hook(1, "SubagentStart", agent_id="a", agent_type="helper")
+    claude.hook(3, "Stop", last_assistant_message="done")
+    watcher = Watcher(read_settings(), clock=lambda: now[0])
+    watcher.step()
+    now[0] += 60 * SECOND
+    watcher.step()
+    assert not watcher.store.is_told(TRACE)
+    claude.hook(70, "SubagentStop", agent_id="a", agent_type="helper")
+    watcher.step()
+    now[0] += 3 * SECOND
+    watcher.step()
+    assert watcher.store.is_told(TRACE)
+    watcher.close()

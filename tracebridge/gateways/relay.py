@@ -40,6 +40,7 @@ _LINGER_SECONDS = 2
 # What may wait here before reading stops: for a connection, or for the answer before.
 _HELD_LIMIT = 256 * 1024
 
+# Any other Host on a connection to loopback is an attack by way of DNS.
 _LOOPBACK_HOST = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
 _REASONS = {
     400: ("Bad Request", "invalid_request_error", "INVALID_ARGUMENT"),
@@ -58,7 +59,6 @@ class Relay:
     recorder: Recorder
     complaints: Complaints
     send_traceparent: bool
-    # Host values beyond loopback are an attack by DNS unless we were told to listen there.
     tls: ssl.SSLContext
     connections: set[ClientConnection] = field(default_factory=set)
     draining: bool = False
