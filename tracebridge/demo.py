@@ -50,6 +50,8 @@ def demo(agent_name: str, *, as_json: bool) -> None:
     which = agent(agent_name)
     if which is None:
         raise DemoError(f"{agent_name}: unknown agent")
+    if which.SLUG != "claude-code":
+        raise DemoError(f"{which.SLUG}: the demo has no script for it yet; run it without --agent")
     console = Console(highlight=False, soft_wrap=True, stderr=as_json)
     with tempfile.TemporaryDirectory(prefix="tracebridge-demo-") as folder:
         place = Path(folder)
