@@ -19,7 +19,7 @@ write_head() {
     # And nothing else: the environment of a hook holds API keys.
     for variable in AI_AGENT CLAUDE_CODE_ENTRYPOINT CLAUDE_PID CLAUDE_PROJECT_DIR \
         RESPAN_CUSTOMER_ID RESPAN_METADATA RESPAN_PROJECT_ID RESPAN_SPAN_NAME \
-        RESPAN_WORKFLOW_NAME TRACEPARENT; do
+        RESPAN_WORKFLOW_NAME TRACEBRIDGE_AGENT_PID TRACEPARENT; do
         eval "value=\${$variable-}"
         [ -z "$value" ] || printf 'env.%s=%.65536s\000' "$variable" "$value" || return
     done

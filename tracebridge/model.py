@@ -80,6 +80,8 @@ class CallIdentity:
     subagent_id: str | None = None
     # What the call is for: main, subagent, auxiliary, compaction.
     request_class: str | None = None
+    # Key of the agent's own record of the call, where it tells that instead of a response id.
+    call_key: str | None = None
 
     @property
     def is_side_call(self) -> bool:
@@ -181,6 +183,10 @@ class Thinking:
     end_ns: int | None = None
     text: str | None = None
     redacted: bool | None = None
+
+
+# How the key of a tool call begins that was told without an id; behind it, what keeps it apart.
+UNNAMED = "unnamed:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

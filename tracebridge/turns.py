@@ -22,6 +22,7 @@ from tracebridge.model import (
     Link,
     ModelCall,
     Outcome,
+    Part,
     PermissionAsk,
     Prompt,
     SessionInfo,
@@ -36,6 +37,7 @@ from tracebridge.model import (
     TurnState,
     Usage,
 )
+from tracebridge.unnamed import name_tools
 
 AnyPart = TypeVar(
     "AnyPart",
@@ -56,6 +58,8 @@ RANK = {Source.TRANSCRIPT: 1, Source.HOOK: 2, Source.GATEWAY: 3}
 # An attempt that the transcript tells without any id is the gateway's failed call that ended
 # nearest to it, within this.
 SAME_ATTEMPT_NS = 5_000_000_000
+# Clocks in milliseconds, and what an agent does between its record of a call and the call.
+SAME_ANSWER_NS = 50_000_000
 
 
 class TurnAssembler:
@@ -173,7 +177,7 @@ class _Draft:
         self.turn_key = turn_key
         self._agent, self._session_id = session
         self.trace_id = trace_id(self._agent, self._session_id, turn_key)
-        sightings = _own(sightings)
+        sightings = name_tools(_own(sightings))
         self._owners = _owners(sightings)
         self.prompts = _by_time(merge(sightings, Prompt))
         self.calls = _by_time(merge(sightings, ModelCall))
@@ -343,14 +347,20 @@ def _merged(sightings: Sequence[Sighting], part_type: type[AnyPart]) -> AnyPart:
         return only
     values: dict[str, Any] = {}
     for field in fields(part_type):
+        timed = field.name in {"start_ns", "end_ns"} and [s for s in sightings if _is_timed(s.part)]
         known = [
             (RANK[sighting.source], sighting.time_ns, value)
-            for sighting in sightings
+            for sighting in timed or sightings
             if (value := getattr(sighting.part, field.name)) is not None and value != ()
         ]
         if known:
             values[field.name] = _best(field.name, known)
     return part_type(**values)
+
+
+def _is_timed(part: Part) -> bool:
+    """Say whether a source timed the tool itself; hooks begin before it and end behind it."""
+    return isinstance(part, ToolCall) and part.start_ns is not None and part.end_ns is not None
 
 
 def _best(name: str, known: list[tuple[int, int, Any]]) -> Any:
@@ -448,7 +458,9 @@ def _chats(
             # A gateway's cache may answer twice with one response id: still two calls.
             key = f"{key}#{seen.call_id}"
         taken.add(key)
-        same = _same_call(seen, unmatched)
+        same = _same_call(seen, unmatched) or _nameless_answer(
+            seen, {k: c for k, c in unmatched.items() if owners.get(k) == link.subagent_id}
+        )
         if same is not None:
             del unmatched[same.key]
         chats.append(
@@ -482,6 +494,12 @@ def _same_call(seen: GatewayCall, told: Mapping[str, ModelCall]) -> ModelCall | 
         for call in told.values():
             if call.request_id == seen.request_id:
                 return call
+    known = told.get(seen.identity.call_key or "") if seen.identity is not None else None
+    # Attempts share the key of the call that came of them; of one broken off no end is told.
+    if known is not None and (
+        known.end_ns is None or (known.error_type is None) == (seen.error_type is None)
+    ):
+        return known if known.request_id is None else None
     if seen.error_type is None:
         return None
     nameless = [
@@ -492,7 +510,49 @@ def _same_call(seen: GatewayCall, told: Mapping[str, ModelCall]) -> ModelCall | 
         and call.end_ns is not None
         and abs(call.end_ns - seen.end_ns) < SAME_ATTEMPT_NS
     ]
-    return min(nameless, key=lambda c: (abs((c.end_ns or 0) - seen.end_ns), c.key), default=None)
+    return min(nameless, key=lambda call: (_distance(seen, call), call.key), default=None)
+
+
+def _nameless_answer(seen: GatewayCall, told: Mapping[str, ModelCall]) -> ModelCall | None:
+    """Return the answer that an agent which keeps no ids tells: by tools, by tokens, or by time."""
+    if seen.error_type is not None or (seen.identity is not None and seen.identity.is_side_call):
+        return None
+    nameless = [
+        call
+        for call in told.values()
+        if call.response_id is None and call.request_id is None and call.error_type is None
+    ]
+    for call in nameless:
+        if set(call.tool_call_ids or ()) & set(seen.tool_call_ids):
+            return call
+    near = [call for call in nameless if _tokens_agree(seen, call)] or [
+        call for call in nameless if _lies_within(seen, call)
+    ]
+    return min(near, key=lambda call: (_distance(seen, call), call.key), default=None)
+
+
+def _tokens_agree(seen: GatewayCall, call: ModelCall) -> bool:
+    return (
+        seen.usage is not None
+        and call.usage is not None
+        and (call.usage.input_tokens, call.usage.output_tokens)
+        == (seen.usage.input_tokens, seen.usage.output_tokens)
+        and _distance(seen, call) < SAME_ATTEMPT_NS
+    )
+
+
+def _lies_within(seen: GatewayCall, call: ModelCall) -> bool:
+    return (
+        not (call.tool_call_ids or seen.tool_call_ids)
+        and call.start_ns is not None
+        and call.end_ns is not None
+        and call.start_ns <= seen.end_ns <= call.end_ns + SAME_ANSWER_NS
+        and seen.start_ns >= call.start_ns - SAME_ANSWER_NS
+    )
+
+
+def _distance(seen: GatewayCall, call: ModelCall) -> int:
+    return abs((call.end_ns or 0) - seen.end_ns)
 
 
 def _compaction_of(seen: GatewayCall, compactions: Sequence[Compaction]) -> str | None:

@@ -6,6 +6,7 @@ one does again with the same result: state advances in transactions, and ids are
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from watchdog.events import (
     FileCreatedEvent,
@@ -204,12 +206,15 @@ class Watcher:
             session.transcript = (
                 Path(told) if told else agent.find_transcript(session.session_id, Path.home())
             )
-        if session.transcript is None or not session.transcript.exists():
+        if session.transcript is None:
             return False
         new = False
         for path in agent.transcripts(session.transcript):
             try:
                 new |= self._read_transcript(agent, path)
+            except (FileNotFoundError, NotADirectoryError):
+                # Not written yet, or never kept.
+                continue
             except OSError as error:
                 self._note(f"transcript not readable: {path}: {error.strerror}")
         return new
@@ -431,8 +436,33 @@ class Courier(threading.Thread):
         sink.close()
 
 
+class _Wake:
+    """Wake the loop, also from a signal handler.
+
+    A SimpleQueue's put may be called in the middle of its get; an Event would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[None] = SimpleQueue()
+        self.to_stop = False
+
+    def set(self) -> None:
+        self._calls.put(None)
+
+    def stop(self, *_: object) -> None:
+        self.to_stop = True
+        self.set()
+
+    def wait(self, seconds: float) -> None:
+        """Return when woken since the last wait, or after *seconds*."""
+        with contextlib.suppress(Empty):
+            self._calls.get(timeout=seconds)
+            while True:
+                self._calls.get_nowait()
+
+
 class _SpoolEvents(FileSystemEventHandler):
-    def __init__(self, wake: threading.Event) -> None:
+    def __init__(self, wake: _Wake) -> None:
         self._wake = wake
 
     def on_any_event(self, event: FileSystemEvent) -> None:
@@ -445,30 +475,22 @@ def watch(settings: Settings, *, lock_fd: int | None = None, background: bool = 
 
     Return False if another watcher has the lock.
     """
-    stop = threading.Event()
-    wake = threading.Event()
-
-    def on_signal(*_: object) -> None:
-        stop.set()
-        wake.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    wake = _Wake()
+    signal.signal(signal.SIGTERM, wake.stop)
+    signal.signal(signal.SIGINT, wake.stop)
     patience_s = settings.idle_minutes * 60 if background or lock_fd is not None else None
     while True:
         with _locked(settings.home, lock_fd) as locked:
             if not locked:
                 return False
             lock_fd = None
-            _watch(settings, stop, wake, patience_s)
+            _watch(settings, wake, patience_s)
         # A hook that came between the last look and the release saw a living watcher.
-        if stop.is_set() or not Spool(settings.home).depth():
+        if wake.to_stop or not Spool(settings.home).depth():
             return True
 
 
-def _watch(
-    settings: Settings, stop: threading.Event, wake: threading.Event, patience_s: float | None
-) -> None:
+def _watch(settings: Settings, wake: _Wake, patience_s: float | None) -> None:
     watcher = Watcher(settings)
     watcher.spool.create()
     couriers = [Courier(settings, sink) for sink in watcher.sinks]
@@ -484,15 +506,14 @@ def _watch(
     last_new = last_tidy = time.monotonic()
     _tidy(settings, watcher)
     try:
-        while not stop.is_set():
-            wake.clear()
+        while not wake.to_stop:
             try:
                 if watcher.step():
                     last_new = time.monotonic()
             except StoreError as error:
                 # A full disk gets room again; what was not taken in still lies in the spool.
                 logger.warning("%s", error)
-                stop.wait(IDLE_PAUSE_S)
+                wake.wait(IDLE_PAUSE_S)
                 continue
             for courier in couriers:
                 courier.wake()

@@ -118,6 +118,10 @@ def _line(line: dict[str, Any]) -> dict[str, Any] | None:
         kept["params"] = {"model": line["params"]["model"]}
     if line.get("isMeta") or line.get("isCompactSummary"):
         kept["message"] = {"role": "user", "content": "[the vendor's words]"}
+    for block in kept.get("message", {}).get("content", []):
+        for inner in block.get("content", []) if isinstance(block, dict) else []:
+            if isinstance(inner, dict) and str(inner.get("text")).startswith("Async agent"):
+                inner["text"] = "[the vendor's words]"
     if isinstance(kept.get("toolUseResult"), dict):
         kept["toolUseResult"].pop("originalFile", None)
     return kept

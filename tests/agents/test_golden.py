@@ -8,6 +8,9 @@ them anew; read the difference before you commit it.
 from __future__ import annotations
 
 import random
+import sqlite3
+import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import orjson
@@ -69,15 +72,27 @@ def read_sightings(folder: Path, *, hooks: bool, transcript: bool) -> list[Sight
             )
             sightings += agent.parse_hook(hook_event).sightings
     if transcript:
-        for path in sorted((folder / "transcripts").rglob("*.jsonl")):
-            cursor = Cursor()
-            while True:
-                reading = agent.read_transcript(path, cursor)
-                sightings += reading.sightings
-                if reading.cursor == cursor:
-                    break
-                cursor = reading.cursor
+        with tempfile.TemporaryDirectory() as scratch:
+            paths = sorted((folder / "transcripts").rglob("*.jsonl"))
+            for dump in sorted((folder / "transcripts").rglob("*.sql")):
+                paths += agent.transcripts(_restored(dump, Path(scratch)))
+            for path in paths:
+                cursor = Cursor()
+                while True:
+                    reading = agent.read_transcript(path, cursor)
+                    sightings += reading.sightings
+                    if reading.cursor == cursor:
+                        break
+                    cursor = reading.cursor
     return sightings
+
+
+def _restored(dump: Path, folder: Path) -> Path:
+    """Return the database that a dump was made of."""
+    path = folder / f"{dump.stem}.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(dump.read_text())
+    return path
 
 
 def trees(slug: str, sightings: list[Sighting]) -> str:

@@ -1,7 +1,7 @@
 """Install the agents that the tests drive, from the npm registry, into a cache outside the clone.
 
 `.agents/bin/<command>` links to each. A fresh clone finds the cache of the last one and fetches
-nothing. Install scripts stay off: what is used is the native binary inside the package.
+nothing. Install scripts stay off: what is used is the program inside the package.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class Agent:
     slug: str
     version: str
     package: str
-    # Inside the package, and in `.agents/bin`.
+    # In `.agents/bin`, and inside the package unless *program* says otherwise.
     command: str
+    program: str | None = None
 
 
 def runs_on_musl() -> bool:
@@ -45,6 +46,11 @@ def platform_name() -> str:
     return f"{system}-{machine}" + ("-musl" if runs_on_musl() else "")
 
 
+def rust_target() -> str:
+    machine = "aarch64" if platform_name().startswith(("linux-arm64", "darwin-arm64")) else "x86_64"
+    return f"{machine}-{'apple-darwin' if sys.platform == 'darwin' else 'unknown-linux-musl'}"
+
+
 def wanted_agents() -> list[Agent]:
     # Pinned: an unpinned install on an older Node silently gives an older agent.
     return [
@@ -53,7 +59,30 @@ def wanted_agents() -> list[Agent]:
             version="2.1.329",
             package=f"@anthropic-ai/claude-code-{platform_name()}",
             command="claude",
-        )
+        ),
+        Agent(
+            slug="gemini-cli",
+            version="0.61.0",
+            package="@google/gemini-cli",
+            command="gemini",
+            # A Node program: it needs Node.js 20 at run time, too.
+            program="bundle/gemini.js",
+        ),
+        Agent(
+            slug="codex-cli",
+            # The platform's build is a version of its own of the one package.
+            version=f"0.169.0-{platform_name().removesuffix('-musl')}",
+            package="@openai/codex",
+            command="codex",
+            program=f"vendor/{rust_target()}/bin/codex",
+        ),
+        Agent(
+            slug="opencode",
+            version="1.18.33",
+            package=f"opencode-{platform_name()}",
+            command="opencode",
+            program="bin/opencode",
+        ),
     ]
 
 
@@ -63,7 +92,7 @@ def cache_folder() -> Path:
 
 
 def binary_of(agent: Agent, folder: Path) -> Path:
-    return folder / "node_modules" / agent.package / agent.command
+    return folder / "node_modules" / agent.package / (agent.program or agent.command)
 
 
 def npm_install(agent: Agent, folder: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,39 @@ TAGS = {
 ERROR, CLIENT = 2, 3
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a trial has to know of the agent that it is about."""
+
+    slug: str
+    scenarios: Mapping[str, Callable[[Any], Any]]
+    # Makes a scenario's stage from what `wire` gave, and from what all stages take.
+    stage: Callable[..., Any]
+    model: type[ScriptedModel]
+    # The gateway's family, and below which path an agent finds it.
+    family: str
+    path: str
+    # Main transcripts, below the user's home.
+    transcripts: str
+    api_key: str
+
+
+def _claude_stage(wired: Mapping[str, Any], **rest: Any) -> Stage:
+    return Stage(hooks=wired.get("hooks", {}), settings_env=wired.get("env", {}), **rest)
+
+
+CLAUDE_CODE = Kind(
+    slug="claude-code",
+    scenarios=SCENARIOS,
+    stage=_claude_stage,
+    model=ScriptedModel,
+    family="anthropic",
+    path="/api/anthropic",
+    transcripts=".claude/projects/*/*.jsonl",
+    api_key=API_KEY,
+)
+
+
 @dataclass
 class Trial:
     """One scenario played with everything real, and what reached the backend."""
@@ -46,6 +79,7 @@ class Trial:
     workdir: Path
     truth: list[Attempt]
     receiver: Receiver
+    kind: Kind = CLAUDE_CODE
 
     @property
     def spans(self) -> list[ReceivedSpan]:
@@ -91,9 +125,10 @@ class Trial:
     def take_in_again(self) -> None:
         """Take in the whole history a second time."""
         watcher = Watcher(read_settings())
-        for path in sorted((self.workdir / "home" / ".claude" / "projects").glob("*/*.jsonl")):
-            watcher.store.set_cursor(path, type(watcher.store.cursor(path))())
-            watcher.import_transcript(agent("claude-code"), path)
+        for path in sorted((self.workdir / "home").glob(self.kind.transcripts)):
+            for file in agent(self.kind.slug).transcripts(path):
+                watcher.store.set_cursor(file, type(watcher.store.cursor(file))())
+            watcher.import_transcript(agent(self.kind.slug), path)
         watcher.close()
         assert watch_once(read_settings())
 
@@ -107,34 +142,39 @@ def trial(
     gateway: bool = True,
     hooks: bool = True,
     launcher: tuple[str, ...] = (),
+    kind: Kind = CLAUDE_CODE,
+    **more: Any,
 ) -> Iterator[Trial]:
-    """Play a scenario: real agent, hooks, gateway and watcher; a model and a backend on loopback."""
+    """Play a scenario: real agent, hooks, gateway and watcher; a model and a backend on loopback.
+
+    *more* goes to the stage.
+    """
     home = tmp_path / "state"
-    with Receiver() as receiver, ScriptedModel() as model:
+    with Receiver() as receiver, kind.model() as model:
         monkeypatch.setenv("TRACEBRIDGE_HOME", str(home))
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
         monkeypatch.setenv("HOME", str(tmp_path / "play" / "home"))
         env = {**os.environ, "TRACEBRIDGE_HOME": str(home)}
-        which = agent("claude-code")
-        wired = which.wire({}, hook_commands(which, home)) if hooks else {"hooks": {}, "env": {}}
+        which = agent(kind.slug)
+        wired = which.wire({}, hook_commands(which, home)) if hooks else {}
         with (
             _watcher(env),
-            started_gateway([f"anthropic={model.url}"], env) as url,
+            started_gateway([f"{kind.family}={model.url}"], env) as url,
         ):
             assert url is not None
-            stage = Stage(
+            stage = kind.stage(
+                wired,
                 workdir=tmp_path / "play",
                 model=model,
-                base_url=f"{url if gateway else model.url}/api/anthropic",
-                hooks=wired["hooks"],
-                settings_env=wired["env"],
+                base_url=f"{url if gateway else model.url}{kind.path}",
                 env={**TAGS, "TRACEBRIDGE_NO_WATCH": "1", "TRACEBRIDGE_HOME": str(home)},
                 launcher=launcher,
+                **more,
             )
-            played = SCENARIOS[name](stage)
+            played = kind.scenarios[name](stage)
         # Gateway and watcher are gone, and with them whatever they kept in memory.
         assert watch_once(read_settings())
-        yield Trial(played, home, tmp_path / "play", model.calls(), receiver)
+        yield Trial(played, home, tmp_path / "play", model.calls(), receiver, kind)
 
 
 @contextmanager
@@ -171,7 +211,7 @@ def _judge_place(trial: Trial, attempt: Attempt, chat: ReceivedSpan) -> None:
     traces = {root.trace_id for root in trial.turns}
     assert chat.trace_id in traces
     if attempt.prompt_id is not None:
-        own = trace_id("claude-code", attempt.session_id, attempt.prompt_id)
+        own = trace_id(trial.kind.slug, attempt.session_id, attempt.prompt_id)
         assert chat.trace_id == own
     if attempt.agent_id is not None and attempt.request_class == "subagent":
         assert chat.parent_span_id == span_id(chat.trace_id, "subagent", attempt.agent_id)
@@ -241,7 +281,7 @@ def judge_secrets(trial: Trial) -> None:
     """No key from environment or headers is on disk or on the wire."""
     places = [path for path in trial.home.rglob("*") if path.is_file()]
     assert places
-    for secret in (API_KEY.encode(), CANARY.encode(), b"p4ssw0rd-in-a-url"):
+    for secret in (trial.kind.api_key.encode(), CANARY.encode(), b"p4ssw0rd-in-a-url"):
         for path in places:
             assert secret not in path.read_bytes(), path
         for request in trial.receiver.requests:

@@ -99,6 +99,13 @@ def find_dialect(method: str, path: str) -> tuple[Dialect, str] | None:
     return None
 
 
+def model_in_path(dialect: Dialect, path: str) -> str | None:
+    """Return the model that a request asks for where its API names it in the path."""
+    named = getattr(dialect, "model_in_path", None)
+    model: str | None = named(path) if named is not None else None
+    return model
+
+
 def parse_error_message(body: bytes) -> str | None:
     """Return what an error response says to people, in whichever shape a vendor puts it."""
     try:

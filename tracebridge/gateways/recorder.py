@@ -24,6 +24,7 @@ from tracebridge.dialects import (
     ResponseFacts,
     ResponseParser,
     find_dialect,
+    model_in_path,
     parse_error_message,
 )
 from tracebridge.gateways.decompress import CannotDecompressError, Decompressor, decompress
@@ -354,7 +355,12 @@ class _Parsing:
         if self._dialect is None:
             return call
         dialect, name = self._dialect
-        return replace(call, dialect=name, provider=dialect.PROVIDER)
+        return replace(
+            call,
+            dialect=name,
+            provider=dialect.PROVIDER,
+            requested_model=call.requested_model or model_in_path(dialect, recording.path),
+        )
 
     def _parse_request(self) -> RequestFacts:
         recording = self._recording

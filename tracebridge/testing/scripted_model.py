@@ -161,11 +161,16 @@ class ScriptedModel:
         request_ids: bool = True,
     ) -> None:
         self._play = _Play(turns or {}, id_prefix=id_prefix, request_ids=request_ids)
-        self._server = _Server(("127.0.0.1", port), _handler_of(self._play))
+        self._server = _Server(("127.0.0.1", port), self._handler(self._play))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), name="scripted-model", daemon=True
         )
         self._thread.start()
+
+    @staticmethod
+    def _handler(play: _Play) -> type[BaseHTTPRequestHandler]:
+        """Return the handler that speaks the API; a model of another shape has another."""
+        return handler_of(play, Handler)
 
     @property
     def url(self) -> str:
@@ -245,10 +250,10 @@ def _classify(headers: Mapping[str, str], body: JsonObject) -> str:
         return told
     if "x-claude-code-compaction" in headers or _asks_for_summary(body):
         return "compaction"
-    if "x-claude-code-agent-id" in headers:
+    if "x-claude-code-agent-id" in headers or "x-parent-session-id" in headers:
         return "subagent"
-    # Claude Code's titles and classifiers carry no tools; another client's plain chat is main.
-    if not body.get("tools") and "x-claude-code-session-id" in headers:
+    # An agent's titles and classifiers carry no tools; another client's plain chat is main.
+    if not body.get("tools") and headers.keys() & {"x-claude-code-session-id", "x-session-id"}:
         return "auxiliary"
     return "main"
 
@@ -458,8 +463,16 @@ class _Play:
         with self._changed:
             turns = dict(self._turns)
         prompt, step, place = _find_prompt(body, tuple(turns))
-        session_id = attempt.headers.get("x-claude-code-session-id") or _session_in_metadata(body)
-        agent_id = attempt.headers.get("x-claude-code-agent-id")
+        headers = attempt.headers
+        session_id = (
+            headers.get("x-claude-code-session-id")
+            or headers.get("x-session-id")
+            or _session_in_metadata(body)
+        )
+        agent_id = headers.get("x-claude-code-agent-id")
+        if agent_id is None and "x-parent-session-id" in headers:
+            # OpenCode's subagents are sessions of their own.
+            agent_id = session_id
         request_class = _classify(attempt.headers, body)
         if request_class in _SIDE_REPLIES:
             prompt = step = None
@@ -574,14 +587,18 @@ class _BadRequestError(Exception):
         self.status = status
 
 
-def _handler_of(shared: _Play) -> type[BaseHTTPRequestHandler]:
-    class Handler(_Handler):
+def handler_of(shared: _Play, handler: type[Handler]) -> type[BaseHTTPRequestHandler]:
+    """Return *handler* for one play."""
+
+    class Bound(handler):  # type: ignore[misc, valid-type]  # mypy: a base that is a variable
         play = shared
 
-    return Handler
+    return Bound
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Anthropic's shape; another API's overrides what is said, not when and how it fails."""
+
     # Else the body of a short answer waits 40 ms for the acknowledgement of its head.
     disable_nagle_algorithm = True
     protocol_version = "HTTP/1.1"
@@ -616,17 +633,29 @@ class _Handler(BaseHTTPRequestHandler):
             if complaint is not None or body is None:
                 status = complaint.status if complaint else 400
                 self._send_error(attempt, HttpError(status, str(complaint)))
-            elif path.endswith("/v1/messages/count_tokens"):
-                play.update(attempt, request_class="count_tokens")
-                tokens = len(json.dumps(body)) // 4
-                self._send_json(attempt, json.dumps({"input_tokens": tokens}).encode())
-            elif path.endswith("/v1/messages"):
-                self._answer(attempt, body)
             else:
-                self._send_error(attempt, HttpError(404, f"no such endpoint: {path}"))
+                self._serve(attempt, path, body)
         except ConnectionError:
             self.close_connection = True
             self._finish(attempt, "client_abort")
+
+    def _serve(self, attempt: Attempt, path: str, body: JsonObject) -> None:
+        if path.endswith("/v1/messages/count_tokens"):
+            self.play.update(attempt, request_class="count_tokens")
+            tokens = len(json.dumps(body)) // 4
+            self._send_json(attempt, json.dumps({"input_tokens": tokens}).encode())
+        elif path.endswith("/v1/messages"):
+            self._answer(attempt, body)
+        else:
+            self._send_error(attempt, HttpError(404, f"no such endpoint: {path}"))
+
+    def _document(self, message: JsonObject) -> JsonObject:
+        """Return a whole message as the API puts it."""
+        return message
+
+    def _stream_events(self, message: JsonObject) -> Iterator[JsonObject]:
+        """Yield the events by which the API streams a message."""
+        return _stream_events(message)
 
     def _answer_politely(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -680,16 +709,13 @@ class _Handler(BaseHTTPRequestHandler):
             status = next((code for code, kind in ERROR_TYPES.items() if kind == failure.type), 500)
             self._send_error(attempt, HttpError(status))
             return
-        whole = json.dumps(message).encode()
+        whole = json.dumps(self._document(message)).encode()
         if isinstance(failure, Cut):
             self._send_head(attempt, 200, {"content-length": str(len(whole))})
             self.wfile.write(whole[: len(whole) // 2])
             self._hang_up(attempt)
             return
-        facts = {name: message[name] for name in ("usage", "stop_reason")}
-        self._send_json(
-            attempt, whole, message_id=message["id"], tool_use_ids=_tool_use_ids(message), **facts
-        )
+        self._send_json(attempt, whole, **self._facts(message))
 
     def _stream(
         self, attempt: Attempt, reply: Reply, message: JsonObject, failure: Failure | None
@@ -697,7 +723,7 @@ class _Handler(BaseHTTPRequestHandler):
         head = {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}
         head["cache-control"] = "no-cache"
         self._send_head(attempt, 200, head)
-        events = list(_stream_events(message))
+        events = list(self._stream_events(message))
         last = len(events)
         if isinstance(failure, Cut | StreamError):
             last = min(failure.after_events, last - 1)
@@ -725,6 +751,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
         else:
             self._hang_up(attempt)
+
+    def _facts(self, message: JsonObject) -> JsonObject:
+        """Return what the truth keeps of a whole message."""
+        facts = {name: message[name] for name in ("usage", "stop_reason")}
+        return {"message_id": message["id"], "tool_use_ids": _tool_use_ids(message), **facts}
 
     def _note(self, attempt: Attempt, event: JsonObject) -> None:
         """Keep in the truth what the client is about to be told."""

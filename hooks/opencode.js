@@ -1,0 +1,221 @@
+// OpenCode's plugin: tells the spool of turns, calls and tools, and names the turn in each request.
+//
+// Options, from `"plugin": [["file:///…/opencode.js", {…}]]`: `home` is the folder of the spool,
+// `hook` the command of the Python hook, which starts a watcher if none lives. What a spool file
+// looks like is told in tracebridge/spool.py; ids in tracebridge/ids.py. Writing is synchronous:
+// `opencode run` exits right after a turn. Nothing here may throw: OpenCode awaits it.
+
+import { spawn } from "node:child_process"
+import { createHash } from "node:crypto"
+import fs from "node:fs"
+import os from "node:os"
+import path from "node:path"
+
+const PAYLOAD_LIMIT = 10 << 20
+const ENV_VALUE_LIMIT = 64 << 10
+const SESSIONS_REMEMBERED = 1000
+const ENV_NAMES = new Set([
+  "AI_AGENT",
+  "RESPAN_CUSTOMER_ID",
+  "RESPAN_METADATA",
+  "RESPAN_PROJECT_ID",
+  "RESPAN_SPAN_NAME",
+  "RESPAN_WORKFLOW_NAME",
+  "TRACEPARENT",
+])
+const SECRET = /KEY|TOKEN|SECRET|PASSWORD|HEADERS/i
+
+const digest = (text, digits) => createHash("sha256").update(text).digest("hex").slice(0, digits)
+const spanId = (trace, kind, key) => digest(`${trace}\n${kind}\n${key}`, 16)
+const isSet = (value) => value !== undefined && value !== "" && value !== "0"
+
+function traceparent(root, turn, toolCall) {
+  const trace = digest(`tracebridge/1\nopencode\n${root}\n${turn}`, 32)
+  const span = toolCall ? spanId(trace, "tool", toolCall) : spanId(trace, "turn", "")
+  return `00-${trace}-${span}-01`
+}
+
+function stateHome() {
+  const given = process.env.XDG_STATE_HOME
+  if (given && path.isAbsolute(given)) return given
+  const below = process.platform === "darwin" ? "Library/Application Support" : ".local/state"
+  return path.join(os.homedir(), below)
+}
+
+function database() {
+  const data = path.join(
+    process.env.XDG_DATA_HOME || path.join(os.homedir(), ".local/share"),
+    "opencode",
+  )
+  return path.resolve(data, process.env.OPENCODE_DB || "opencode.db")
+}
+
+export const Tracebridge = async (context, options = {}) => {
+  const home = path.resolve(
+    process.env.TRACEBRIDGE_HOME || options.home || path.join(stateHome(), "tracebridge"),
+  )
+  const spool = ["spool", "spool/tmp", "spool/new"].map((name) => path.join(home, name))
+  const sessions = new Map()
+  const written = new Map()
+  let serial = 0
+  let version
+
+  const safely = (hook) => async (input, output) => {
+    try {
+      hook(input, output)
+    } catch {
+      // No room, no right to write, or a payload of a newer OpenCode. The turn must go on.
+    }
+  }
+
+  function environment() {
+    return Object.entries(process.env)
+      .filter(([name]) => ENV_NAMES.has(name) || (/^TRACEBRIDGE_/.test(name) && !SECRET.test(name)))
+      .map(([name, value]) => `env.${name}=${value.slice(0, ENV_VALUE_LIMIT)}`)
+  }
+
+  function write(event) {
+    for (const folder of spool) {
+      fs.mkdirSync(folder, { recursive: true, mode: 0o700 })
+      // A link may have been put there by somebody else to have events written to his place.
+      if (!fs.lstatSync(folder).isDirectory()) return
+    }
+    const payload = Buffer.from(JSON.stringify(event))
+    const time = BigInt(Math.trunc((performance.timeOrigin + performance.now()) * 1000)) * 1000n
+    const name = `${String(time).padStart(20, "0")}-${process.pid}-${serial++}.event`
+    const head = [
+      "format=1",
+      "kind=hook",
+      "agent=opencode",
+      `time_ns=${time}`,
+      `pid=${process.pid}`,
+      `payload_bytes=${payload.length}`,
+      ...environment(),
+    ]
+    const file = path.join(spool[1], name)
+    try {
+      const body = [Buffer.from(`${head.join("\0")}\0\0`), payload.subarray(0, PAYLOAD_LIMIT)]
+      fs.writeFileSync(file, Buffer.concat(body), { flag: "wx", mode: 0o600 })
+      fs.renameSync(file, path.join(spool[2], name))
+    } catch (error) {
+      fs.rmSync(file, { force: true })
+      throw error
+    }
+  }
+
+  function session(id) {
+    if (!sessions.has(id)) {
+      if (sessions.size >= SESSIONS_REMEMBERED) sessions.delete(sessions.keys().next().value)
+      sessions.set(id, {})
+    }
+    return sessions.get(id)
+  }
+
+  // A subagent is a session of its own: it belongs to the turn that runs in the outermost one.
+  function root(id) {
+    for (let depth = 0; depth < 20 && sessions.get(id)?.parent; depth++) id = sessions.get(id).parent
+    return id
+  }
+
+  function tell(type, sessionID, facts) {
+    const outermost = root(sessionID)
+    const { turn } = session(outermost)
+    if (!turn) return
+    const info = { directory: context?.directory, database: database(), version }
+    const whose = { session: outermost, turn, ...(outermost === sessionID ? {} : { subagent: sessionID }) }
+    write({ type, ...whose, parent: session(sessionID).parent, ...info, ...facts })
+  }
+
+  // Events repeat themselves; only what is new is worth a file.
+  function tellOnce(key, type, sessionID, facts, content = digest(JSON.stringify(facts), 16)) {
+    if (written.get(key) === content) return
+    written.set(key, content)
+    tell(type, sessionID, facts)
+  }
+
+  function startWatcher() {
+    const [program, ...words] = Array.isArray(options.hook) ? options.hook : []
+    if (!program || isSet(process.env.TRACEBRIDGE_NO_WATCH)) return
+    const stdio = ["ignore", "ignore", "ignore"]
+    const env = { ...process.env, TRACEBRIDGE_HOME: home }
+    const child = spawn(program, words, { detached: true, stdio, env, cwd: "/" })
+    child.on("error", () => {})
+    child.unref()
+  }
+
+  function messageUpdated({ info }) {
+    if (info.role !== "assistant") return
+    const state = session(info.sessionID)
+    if (info.time.completed || info.error) tellOnce(info.id, "message", info.sessionID, { info })
+    else state.call = info.id
+  }
+
+  function partUpdated({ part }) {
+    if (part.type === "tool") {
+      const { status, metadata } = part.state
+      if (status === "pending") return
+      if (status === "running") {
+        // A running shell repeats its whole output at each line; that of a task names its session.
+        const known = { ...part.state, metadata: { sessionId: metadata?.sessionId } }
+        const facts = { part: { ...part, state: known } }
+        tellOnce(part.id, "part", part.sessionID, facts, `running ${metadata?.sessionId}`)
+      } else tellOnce(part.id, "part", part.sessionID, { part })
+    } else if ((part.type === "text" || part.type === "reasoning") && part.time?.end) {
+      if (part.type === "text") session(part.sessionID).answer = part.text
+      tellOnce(part.id, "part", part.sessionID, { part })
+    }
+  }
+
+  const onEvent = {
+    "session.created": ({ info }) => {
+      session(info.id).parent = info.parentID
+      version = info.version
+    },
+    "session.updated": ({ info }) => {
+      if (info.parentID) session(info.id).parent = info.parentID
+    },
+    "session.status": ({ sessionID, status }) => {
+      if (status.type === "retry") tell("retry", sessionID, { call: session(sessionID).call, status })
+    },
+    "session.error": ({ sessionID, error }) => {
+      if (sessionID) session(sessionID).error = error
+    },
+    "session.idle": ({ sessionID }) => {
+      const { error, answer, own } = session(sessionID)
+      tellOnce(sessionID, "idle", sessionID, { own, error, answer })
+    },
+    "message.updated": messageUpdated,
+    "message.part.updated": partUpdated,
+    "permission.asked": (asked) => tell("permission.asked", asked.sessionID, { asked }),
+    "permission.replied": (replied) => tell("permission.replied", replied.sessionID, { replied }),
+  }
+
+  return {
+    event: safely(({ event }) => onEvent[event.type]?.(event.properties)),
+    "chat.message": safely(({ sessionID }, { message, parts }) => {
+      const state = session(sessionID)
+      if (!state.parent) {
+        state.turn = message.id
+        written.clear()
+      }
+      Object.assign(state, { own: message.id, error: undefined, answer: undefined, call: undefined })
+      const said = parts.filter((part) => part.type === "text" && !part.synthetic)
+      tell("prompt", sessionID, { info: message, text: said.map((part) => part.text).join("\n") })
+      startWatcher()
+    }),
+    "chat.headers": safely(({ sessionID, agent, message }, { headers }) => {
+      const outermost = root(sessionID)
+      const turn = session(outermost).turn ?? message.id
+      headers.traceparent ??= traceparent(outermost, turn)
+      headers["x-tracebridge-session"] = outermost
+      headers["x-tracebridge-turn"] = turn
+      if (agent === "title") headers["x-tracebridge-purpose"] = "title"
+      else if (session(sessionID).call) headers["x-tracebridge-call"] = session(sessionID).call
+    }),
+    "shell.env": safely(({ sessionID, callID }, { env }) => {
+      const outermost = root(sessionID)
+      const { turn } = session(outermost)
+      if (turn) env.TRACEPARENT = traceparent(outermost, turn, callID)
+    }),
+  }
+}

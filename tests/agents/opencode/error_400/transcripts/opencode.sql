@@ -1,0 +1,9 @@
+BEGIN TRANSACTION;
+CREATE TABLE message (id, session_id, time_created, time_updated, data);
+INSERT INTO "message" VALUES('msg_1fcaefeb4001SnHL7UDCHV0bWr','ses_e0351017cffejZfSCxZf02ifQr',1795240689332,1795240690072,'{"role":"user","time":{"created":1795240689332},"agent":"build","model":{"providerID":"anthropic","modelID":"claude-haiku-4-5"},"summary":{"diffs":[]}}');
+INSERT INTO "message" VALUES('msg_1fcaf016c001wo6NAfpn7JU2lB','ses_e0351017cffejZfSCxZf02ifQr',1795240690028,1795240690627,'{"parentID":"msg_1fcaefeb4001SnHL7UDCHV0bWr","role":"assistant","mode":"build","agent":"build","path":{"cwd":"/home/user/project","root":"/"},"cost":0,"tokens":{"input":0,"output":0,"reasoning":0,"cache":{"read":0,"write":0}},"modelID":"claude-haiku-4-5","providerID":"anthropic","time":{"created":1795240690028,"completed":1795240690626},"error":{"name":"APIError","data":{"message":"scripted failure","statusCode":400,"isRetryable":false,"responseHeaders":{"content-length":"118","content-type":"application/json","date":"Sat, 21 Nov 2026 05:58:10 GMT","request-id":"req_0002","server":"BaseHTTP/0.6 Python/3.11.7"},"responseBody":"{\"type\": \"error\", \"error\": {\"type\": \"invalid_request_error\", \"message\": \"scripted failure\"}, \"request_id\": \"req_0002\"}","metadata":{"url":"http://127.0.0.1:39897/api/anthropic/v1/messages"}}}}');
+CREATE TABLE part (id, message_id, session_id, time_created, time_updated, data);
+INSERT INTO "part" VALUES('prt_1fcaefebb001MDIYTRF0LqEoTt','msg_1fcaefeb4001SnHL7UDCHV0bWr','ses_e0351017cffejZfSCxZf02ifQr',1795240690014,1795240690016,'{"type":"text","text":"ask wrongly"}');
+CREATE TABLE session (id, parent_id, directory, version, agent, time_created, time_updated);
+INSERT INTO "session" VALUES('ses_e0351017cffejZfSCxZf02ifQr',NULL,'/home/user/project','1.18.33','build',1795240689283,1795240690066);
+COMMIT;

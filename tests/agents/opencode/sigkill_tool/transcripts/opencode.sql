@@ -1,0 +1,12 @@
+BEGIN TRANSACTION;
+CREATE TABLE message (id, session_id, time_created, time_updated, data);
+INSERT INTO "message" VALUES('msg_1fcaf25530017Gktn3HNXfK9qh','ses_e0350dadfffeOrcCxMGCIeklbu',1795240699220,1795240700026,'{"role":"user","time":{"created":1795240699220},"agent":"build","model":{"providerID":"anthropic","modelID":"claude-haiku-4-5"},"summary":{"diffs":[]}}');
+INSERT INTO "message" VALUES('msg_1fcaf284100179pockrWAbHVd7','ses_e0350dadfffeOrcCxMGCIeklbu',1795240699969,1795240699970,'{"parentID":"msg_1fcaf25530017Gktn3HNXfK9qh","role":"assistant","mode":"build","agent":"build","path":{"cwd":"/home/user/project","root":"/"},"cost":0,"tokens":{"input":0,"output":0,"reasoning":0,"cache":{"read":0,"write":0}},"modelID":"claude-haiku-4-5","providerID":"anthropic","time":{"created":1795240699969}}');
+CREATE TABLE part (id, message_id, session_id, time_created, time_updated, data);
+INSERT INTO "part" VALUES('prt_1fcaf255b001rqLXJJoXB1Erpz','msg_1fcaf25530017Gktn3HNXfK9qh','ses_e0350dadfffeOrcCxMGCIeklbu',1795240699937,1795240699940,'{"type":"text","text":"run for long"}');
+INSERT INTO "part" VALUES('prt_1fcaf2aa8001JHSoYUOq7ERaDF','msg_1fcaf284100179pockrWAbHVd7','ses_e0350dadfffeOrcCxMGCIeklbu',1795240700584,1795240700586,'{"type":"step-start"}');
+INSERT INTO "part" VALUES('prt_1fcaf2aab001TLxqcyi09Z4h41','msg_1fcaf284100179pockrWAbHVd7','ses_e0350dadfffeOrcCxMGCIeklbu',1795240700587,1795240700598,'{"type":"text","text":"I run it.","time":{"start":1795240700587,"end":1795240700596}}');
+INSERT INTO "part" VALUES('prt_1fcaf2abb001dHhWe74x6CgcYr','msg_1fcaf284100179pockrWAbHVd7','ses_e0350dadfffeOrcCxMGCIeklbu',1795240700604,1795240700687,'{"type":"tool","tool":"bash","callID":"toolu_0002_1","state":{"metadata":{"output":""},"status":"running","input":{"command":"touch started; exec sleep 60","description":"a scripted command"},"time":{"start":1795240700615}}}');
+CREATE TABLE session (id, parent_id, directory, version, agent, time_created, time_updated);
+INSERT INTO "session" VALUES('ses_e0350dadfffeOrcCxMGCIeklbu',NULL,'/home/user/project','1.18.33','build',1795240699168,1795240700018);
+COMMIT;

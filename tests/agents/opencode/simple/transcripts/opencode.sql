@@ -1,0 +1,13 @@
+BEGIN TRANSACTION;
+CREATE TABLE message (id, session_id, time_created, time_updated, data);
+INSERT INTO "message" VALUES('msg_1fcaea291001woOaS3gPc9l5nO','ses_e03515dbdffeJL3tj0WY6e8oH7',1795240665745,1795240666739,'{"role":"user","time":{"created":1795240665745},"agent":"build","model":{"providerID":"anthropic","modelID":"claude-haiku-4-5"},"summary":{"diffs":[]}}');
+INSERT INTO "message" VALUES('msg_1fcaea640001rhxb230al7b53r','ses_e03515dbdffeJL3tj0WY6e8oH7',1795240666688,1795240667386,'{"parentID":"msg_1fcaea291001woOaS3gPc9l5nO","role":"assistant","mode":"build","agent":"build","path":{"cwd":"/home/user/project","root":"/"},"cost":0.0005112,"tokens":{"total":1234,"input":114,"output":34,"reasoning":12,"cache":{"write":52,"read":1022}},"modelID":"claude-haiku-4-5","providerID":"anthropic","time":{"created":1795240666688,"completed":1795240667386},"finish":"stop"}');
+CREATE TABLE part (id, message_id, session_id, time_created, time_updated, data);
+INSERT INTO "part" VALUES('prt_1fcaea299001IR8OnIBKukg7d6','msg_1fcaea291001woOaS3gPc9l5nO','ses_e03515dbdffeJL3tj0WY6e8oH7',1795240666669,1795240666671,'{"type":"text","text":"say hello"}');
+INSERT INTO "part" VALUES('prt_1fcaea8d3001LmAxz3B4Y3wmO0','msg_1fcaea640001rhxb230al7b53r','ses_e03515dbdffeJL3tj0WY6e8oH7',1795240667348,1795240667353,'{"type":"step-start"}');
+INSERT INTO "part" VALUES('prt_1fcaea8db001Z4Xs2VpZfRHedJ','msg_1fcaea640001rhxb230al7b53r','ses_e03515dbdffeJL3tj0WY6e8oH7',1795240667355,1795240667362,'{"type":"reasoning","text":"A greeting.","time":{"start":1795240667355,"end":1795240667361},"metadata":{"anthropic":{"signature":"c2NyaXB0ZWQ="}}}');
+INSERT INTO "part" VALUES('prt_1fcaea8e3001D3GLDcBoPy2RJ0','msg_1fcaea640001rhxb230al7b53r','ses_e03515dbdffeJL3tj0WY6e8oH7',1795240667363,1795240667374,'{"type":"text","text":"Hello there.","time":{"start":1795240667363,"end":1795240667373}}');
+INSERT INTO "part" VALUES('prt_1fcaea8f0001B97iudYfv9p2Yp','msg_1fcaea640001rhxb230al7b53r','ses_e03515dbdffeJL3tj0WY6e8oH7',1795240667376,1795240667378,'{"reason":"stop","type":"step-finish","tokens":{"total":1234,"input":114,"output":34,"reasoning":12,"cache":{"write":52,"read":1022}},"cost":0.0005112}');
+CREATE TABLE session (id, parent_id, directory, version, agent, time_created, time_updated);
+INSERT INTO "session" VALUES('ses_e03515dbdffeJL3tj0WY6e8oH7',NULL,'/home/user/project','1.18.33','build',1795240665666,1795240667419);
+COMMIT;

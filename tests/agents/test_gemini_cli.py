@@ -1,0 +1,236 @@
+"""What Gemini CLI's hook events, chat files and settings come to."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracebridge.agents import Cursor, Launch, gemini_cli
+from tracebridge.model import (
+    HookEvent,
+    ModelCall,
+    Outcome,
+    Prompt,
+    Sighting,
+    ToolCall,
+    TurnEnd,
+    Usage,
+)
+from tracebridge.turns import TurnAssembler
+
+SESSION = "ab9d37ea-0cb2-452a-aefd-bf08809ad8d1"
+RECORDINGS = Path(__file__).parent / "gemini-cli"
+COMMANDS = {"hook": "/usr/bin/python3 -I -S /x/tracebridge_hook.py gemini-cli /h", "hot": ""}
+
+
+def hook(payload: dict, time_ns: int = 1_795_000_000_000_000_000, **env: str):
+    data = json.dumps(payload).encode()
+    return gemini_cli.parse_hook(
+        HookEvent(
+            agent="gemini-cli",
+            time_ns=time_ns,
+            pid=1,
+            env=env,
+            payload=data,
+            payload_bytes=len(data),
+        )
+    )
+
+
+def write_chat(folder: Path, *lines: dict) -> Path:
+    path = folder / f"session-2026-11-21T05-31-{SESSION[:8]}.jsonl"
+    header = {"sessionId": SESSION, "startTime": "2026-11-21T05:31:00Z", "kind": "main"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
+    return path
+
+
+def said(number: int, text: str) -> dict:
+    stamp = f"2026-11-21T05:31:0{number}.000Z"
+    return {"id": f"u{number}", "timestamp": stamp, "type": "user", "content": [{"text": text}]}
+
+
+def answered(number: int, **fields) -> dict:
+    stamp = f"2026-11-21T05:31:0{number}.500Z"
+    return {"id": f"g{number}", "timestamp": stamp, "type": "gemini", "content": "", **fields}
+
+
+def parts(path: Path, kind: type) -> list:
+    return [
+        s.part
+        for s in gemini_cli.read_transcript(path, Cursor()).sightings
+        if isinstance(s.part, kind)
+    ]
+
+
+def recorded(name: str, folder: Path) -> list[Sighting]:
+    """Return what a recording tells, its chat file lying where its hooks say."""
+    recording = RECORDINGS / name
+    home = folder / "home" / ".gemini"
+    shutil.copytree(recording / "transcripts", home)
+    sightings: list[Sighting] = []
+    lines = (recording / "recorded_hooks.jsonl").read_text().replace("/home/user", str(folder))
+    for line in lines.splitlines():
+        event = json.loads(line)
+        sightings += hook(event["payload"], event["time_ns"]).sightings
+    for path in home.rglob("*.jsonl"):
+        sightings += gemini_cli.read_transcript(path, Cursor()).sightings
+    return sightings
+
+
+@pytest.mark.parametrize(
+    ("name", "outcomes", "tools"),
+    [
+        ("resume", ["completed", "completed"], [1, 1]),
+        ("resume_after_failure", ["completed", "failed", "completed"], [0, 0, 1]),
+    ],
+)
+def test_resume(name, outcomes, tools, tmp_path):
+    """Hooks and chat file of a resumed session agree on its turns; copied history is not told."""
+    sightings = recorded(name, tmp_path)
+    assembler = TurnAssembler("gemini-cli", sightings[0].session_id)
+    assembler.add(sightings)
+    turns = assembler.turns()
+    assert [turn.turn_key for turn in turns] == [str(n + 1) for n in range(len(turns))]
+    assert [turn.outcome for turn in turns] == outcomes
+    assert [len(turn.tools) for turn in turns] == tools
+    assert [len(turn.prompts) for turn in turns] == [1] * len(turns)
+
+
+def test_thoughts_are_output_and_the_last_line_of_a_message_counts(tmp_path):
+    """Tokens include thoughts and cache, and tool calls have the id that the model gave them."""
+    tokens = {"input": 100, "output": 20, "cached": 60, "thoughts": 5, "tool": 3, "total": 128}
+    call = {
+        "id": "read_file__call_7",
+        "name": "read_file",
+        "args": {},
+        "status": "success",
+        "timestamp": "2026-11-21T05:31:01.900Z",
+        "result": [{"functionResponse": {"response": {"output": "text"}}}],
+    }
+    first = answered(1, tokens=tokens, model="m")
+    path = write_chat(tmp_path, said(1, "go"), first, {**first, "toolCalls": [call]})
+    calls = parts(path, ModelCall)
+    assert {each.key for each in calls} == {"g1"}
+    assert calls[-1].usage == Usage(
+        input_tokens=103, output_tokens=25, cache_read_tokens=60, reasoning_tokens=5
+    )
+    assert calls[-1].tool_call_ids == ("call_7",)
+    assert {tool.key for tool in parts(path, ToolCall)} == {"call_7"}
+
+
+def test_a_failed_turn_is_rolled_back(tmp_path):
+    """A patch that leaves the prompt out says that its turn failed."""
+    patch = {"$set": {"messages": [{"id": "c"}], "lastUpdated": "2026-11-21T05:31:03Z"}}
+    (end,) = parts(write_chat(tmp_path, said(1, "go"), patch), TurnEnd)
+    assert end.outcome is Outcome.FAILED
+
+
+def test_context_and_tool_results_are_no_prompts(tmp_path):
+    """What stands in the user's name without being said by him begins no turn."""
+    context = said(1, "<session_context>\nall of it")
+    result = {**said(3, ""), "content": [{"functionResponse": {"id": "x"}}]}
+    path = write_chat(tmp_path, context, said(2, "go"), result)
+    assert [prompt.text for prompt in parts(path, Prompt)] == ["go"]
+
+
+def test_hook_without_its_chat_file():
+    """A hook event whose chat file is gone belongs to the session's first turn."""
+    reading = hook(
+        {"session_id": SESSION, "hook_event_name": "BeforeAgent", "prompt": "p"},
+        TRACEBRIDGE_AGENT_PID="77",
+    )
+    session, prompt = reading.sightings
+    assert session.part.pid == 77
+    assert prompt.turn_key == "1"
+
+
+@given(st.binary(max_size=200))
+def test_garbage_hooks(data):
+    """Whatever a hook was given, parsing it does not fail and says what was wrong."""
+    event = HookEvent(
+        agent="gemini-cli", time_ns=1, pid=1, env={}, payload=data, payload_bytes=len(data)
+    )
+    assert gemini_cli.parse_hook(event).notes
+
+
+def test_garbage_in_a_chat_file(tmp_path):
+    """Lines that are none are counted and passed over, and an unfinished one waits."""
+    path = write_chat(tmp_path, said(1, "go"), {"type": "new", "id": "n"}, {"$set": 3})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'\xff\n[]\n{"type":"gemini","id":"g","timestamp":7}\n{"id":')
+    reading = gemini_cli.read_transcript(path, Cursor())
+    assert sum(reading.notes.values()) == 4
+    assert [s.part.text for s in reading.sightings if isinstance(s.part, Prompt)] == ["go"]
+
+
+def test_wiring_goes_in_and_out_again():
+    """Our hooks stand beside the user's, once, and leave nothing behind."""
+    theirs = {"hooks": {"AfterTool": [{"hooks": [{"type": "command", "command": "x"}]}]}, "a": 1}
+    wired = gemini_cli.wire(theirs, COMMANDS | {"hot": COMMANDS["hook"]})
+    assert gemini_cli.wire(wired, COMMANDS | {"hot": COMMANDS["hook"]}) == wired
+    assert set(wired["hooks"]) == {
+        "SessionStart",
+        "BeforeAgent",
+        "BeforeTool",
+        "AfterTool",
+        "AfterAgent",
+        "SessionEnd",
+    }
+    assert gemini_cli.unwire(wired) == theirs
+    assert gemini_cli.unwire(gemini_cli.wire({}, COMMANDS | {"hot": COMMANDS["hook"]})) == {}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"hooks": 3}, {"hooks": {"AfterTool": {}}}, {"hooksConfig": {"enabled": False}}]
+)
+def test_settings_that_hooks_cannot_be_added_to(settings):
+    """What hooks cannot be added to is a ValueError, not lost."""
+    with pytest.raises(ValueError, match="hooks"):
+        gemini_cli.wire(settings, COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "headers"),
+    [
+        (
+            ["-p", "hi", "--session-id", "s"],
+            "a: b, x-tracebridge-session: gemini-cli/s, x-tracebridge-turn: 1",
+        ),
+        (["--session-id=s"], "a: b, x-tracebridge-session: gemini-cli/s"),
+        (["--resume", "latest", "-p", "x"], "a: b"),
+    ],
+)
+def test_launch(words, headers, tmp_path):
+    """A launched process names its session, and its turn where it has but one, in each request."""
+    env = {"TRACEBRIDGE_HOME": str(tmp_path), "GEMINI_CLI_CUSTOM_HEADERS": "a: b"}
+    env["GEMINI_CLI_SYSTEM_SETTINGS_PATH"] = str(tmp_path / "none.json")
+    launch = Launch(commands=COMMANDS, gateway_url="http://h:1", env=env)
+    given, told = gemini_cli.launch(["gemini", *words], launch)
+    assert given == ["gemini", *words]
+    assert told["GEMINI_CLI_CUSTOM_HEADERS"] == headers
+    assert told["GOOGLE_GEMINI_BASE_URL"] == "http://h:1/api/google/gemini"
+    written = Path(told["GEMINI_CLI_SYSTEM_SETTINGS_PATH"])
+    assert "BeforeAgent" in json.loads(written.read_text())["hooks"]
+
+
+def test_identify_call():
+    """A request is ours by the header that we told its process to send."""
+    headers = {"x-tracebridge-session": "gemini-cli/s", "x-tracebridge-turn": "1"}
+    identity = gemini_cli.identify_call(headers, {})
+    assert (identity.session_id, identity.turn_key) == ("s", "1")
+    router = {"generationConfig": {"responseMimeType": "application/json"}}
+    assert gemini_cli.identify_call(headers, router).is_side_call
+    assert gemini_cli.identify_call({"x-tracebridge-session": "other/s"}, {}) is None
+    assert gemini_cli.identify_call({}, {}) is None
+
+
+def test_upstream(tmp_path):
+    """Requests go where the environment says, else to Google."""
+    assert gemini_cli.upstream({}, tmp_path, tmp_path) == "google"
+    base = {"GOOGLE_GEMINI_BASE_URL": "http://g"}
+    assert gemini_cli.upstream(base, tmp_path, tmp_path) == "gemini=http://g"
+    vertex = {"GOOGLE_GENAI_USE_VERTEXAI": "true", "GOOGLE_VERTEX_BASE_URL": "http://v"}
+    assert gemini_cli.upstream(vertex, tmp_path, tmp_path) == "vertex=http://v"

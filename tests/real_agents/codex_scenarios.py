@@ -1,0 +1,333 @@
+"""What a user does with Codex CLI, and what the scripted model says meanwhile.
+
+Each scenario sets its script, drives the real agent, and returns when all that it started is over.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codex import ENDED, CodexCli, Finished
+from terminal import wait_until
+
+from tracebridge.testing.scripted_model import (
+    Cut,
+    Hold,
+    HttpError,
+    Reply,
+    ScriptedModel,
+    StreamError,
+    Text,
+    Thinking,
+    ToolUse,
+)
+
+ADD = """*** Begin Patch
+*** Add File: greet.py
++print("hello")
++print("world")
+*** Add File: notes.txt
++one
+*** End Patch
+"""
+UPDATE = """*** Begin Patch
+*** Update File: greet.py
+@@
+-print("hello")
++print("HELLO")
++print("there")
+ print("world")
+*** Delete File: notes.txt
+*** End Patch
+"""
+WRONG = """*** Begin Patch
+*** Update File: greet.py
+@@
+-this line is not there
++nor this one
+*** End Patch
+"""
+# In the stream a reply's first text is under way once these many events are sent.
+MID_TEXT = 5
+
+
+@dataclass
+class Stage:
+    """Where a scenario plays: *base_url* is a gateway in front of the model, or the model."""
+
+    workdir: Path
+    model: ScriptedModel
+    base_url: str
+    hooks: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    launcher: Sequence[str] = ()
+    trusted: bool = True
+
+    def codex(self, *, retries: int = 0) -> CodexCli:
+        return CodexCli(
+            workdir=self.workdir,
+            base_url=self.base_url,
+            hooks=self.hooks,
+            env=self.env,
+            launcher=self.launcher,
+            trusted=self.trusted,
+            retries=retries,
+        )
+
+
+@dataclass(frozen=True)
+class Played:
+    exit_codes: tuple[int, ...]
+    session_ids: tuple[str, ...]
+
+
+Scenario = Callable[[Stage], Played]
+
+
+def simple(stage: Stage) -> Played:
+    stage.model.script({"say hello": [Reply([Thinking("A greeting."), Text("Hello there.")])]})
+    return _played(stage.codex().run("say hello"))
+
+
+def tools(stage: Stage) -> Played:
+    """Patch two files, patch them again, fail at a patch and at a command."""
+    stage.model.script(
+        {
+            "write the greeting": [
+                Reply([Thinking("A file first."), _patch(ADD)]),
+                Reply([Thinking("Louder."), _patch(UPDATE)]),
+                Reply([_patch(WRONG)]),
+                Reply([_shell("cat greet.py; exit 3")]),
+                Reply([_shell("cat greet.py")]),
+                Reply([Text("The greeting is written.")]),
+            ]
+        }
+    )
+    return _played(stage.codex().run("write the greeting"))
+
+
+def parallel_tools(stage: Stage) -> Played:
+    stage.model.script(
+        {
+            "do three things": [
+                Reply([Thinking("At once."), _shell("echo one"), _shell("exit 4"), _shell("ls")]),
+                Reply([Text("Three things done.")]),
+            ]
+        }
+    )
+    return _played(stage.codex().run("do three things"))
+
+
+def subagent(stage: Stage) -> Played:
+    stage.model.script(
+        {
+            "send an agent": [
+                Reply(
+                    [
+                        ToolUse(
+                            "collaboration.spawn_agent",
+                            {"message": "look around", "task_name": "small_look"},
+                        )
+                    ]
+                ),
+                Reply([ToolUse("collaboration.wait_agent", {"timeout_ms": 30000})]),
+                Reply([Text("The agent is back.")]),
+            ],
+            "look around": [
+                Reply([Thinking("Looking."), _shell("echo looked")]),
+                Reply([Text("Nothing to see.")]),
+            ],
+        }
+    )
+    return _played(stage.codex().run("send an agent"))
+
+
+def error_401(stage: Stage) -> Played:
+    return _failing(stage, HttpError(401))
+
+
+def error_429(stage: Stage) -> Played:
+    return _failing(stage, HttpError(429))
+
+
+def error_500(stage: Stage) -> Played:
+    return _failing(stage, HttpError(500))
+
+
+def retry_500(stage: Stage) -> Played:
+    reply = Reply([Text("Third time lucky.")], failures=[HttpError(500), HttpError(500)])
+    stage.model.script({"try hard": [Reply([_shell("echo first")]), reply]})
+    return _played(stage.codex(retries=3).run("try hard"))
+
+
+def stream_cut(stage: Stage) -> Played:
+    reply = Reply(
+        [Thinking("A tale."), Text("Whole in the end, after two cuts.")],
+        failures=[Cut(MID_TEXT), Cut(MID_TEXT, clean=True)],
+    )
+    stage.model.script({"tell a tale": [reply]})
+    return _played(stage.codex(retries=3).run("tell a tale"))
+
+
+def response_failed(stage: Stage) -> Played:
+    return _failing(stage, StreamError(4))
+
+
+def sigint_stream(stage: Stage) -> Played:
+    return _signal_in_stream(stage, signal.SIGINT)
+
+
+def sigterm_stream(stage: Stage) -> Played:
+    return _signal_in_stream(stage, signal.SIGTERM)
+
+
+def sigint_tool(stage: Stage) -> Played:
+    return _signal_in_tool(stage, signal.SIGINT)
+
+
+def sigkill_tool(stage: Stage) -> Played:
+    return _signal_in_tool(stage, signal.SIGKILL)
+
+
+def resume(stage: Stage) -> Played:
+    stage.model.script(
+        {
+            "say hello": [Reply([_shell("echo hello")]), Reply([Text("Hello there.")])],
+            "say it again": [Reply([Text("Hello again.")])],
+        }
+    )
+    codex = stage.codex()
+    first = codex.run("say hello")
+    return _played(first, codex.run("say it again", resume=first.session_id))
+
+
+def two_sessions(stage: Stage) -> Played:
+    """Two at once in one folder, each held until the other is under way."""
+    stage.model.script(
+        {
+            name: [
+                Reply([_shell(f"echo {name}")], hold=Hold(name)),
+                Reply([Text(f"The {name} is done.")]),
+            ]
+            for name in ("left work", "right work")
+        }
+    )
+    codex = stage.codex()
+    runs = [codex.start(name) for name in ("left work", "right work")]
+    for name in ("left work", "right work"):
+        stage.model.wait_until_held(name)
+    for name in ("left work", "right work"):
+        stage.model.gate(name).set()
+    return _played(*(run.finish() for run in runs))
+
+
+def compact(stage: Stage) -> Played:
+    """Compact between two turns, in a terminal, which also asks for titles."""
+    stage.model.script(
+        {
+            "say hello": [Reply([Text("Hello there.")])],
+            "say it again": [Reply([Text("Hello again.")])],
+        }
+    )
+    codex = stage.codex()
+    with codex.interactive() as terminal:
+        terminal.say("say hello")
+        codex.wait_for_transcript(ENDED)
+        terminal.say("/compact")
+        codex.wait_for_transcript(ENDED, 2)
+        terminal.say("say it again")
+        codex.wait_for_transcript(ENDED, 3)
+        terminal.say("/quit")
+        return Played((terminal.wait(),), codex.session_ids())
+
+
+def escape_stream(stage: Stage) -> Played:
+    hold = Hold("never opened", after_events=MID_TEXT)
+    stage.model.script(
+        {
+            "tell a tale": [Reply([Text("Once upon a time there was a tale.")], hold=hold)],
+            "say hello": [Reply([Text("Hello there.")])],
+        }
+    )
+    codex = stage.codex()
+    with codex.interactive() as terminal:
+        terminal.say("tell a tale")
+        stage.model.wait_until_held("never opened")
+        terminal.wait_for_text("esc to interrupt")
+        terminal.press("escape")
+        codex.wait_for_transcript('"type":"turn_aborted"')
+        terminal.say("say hello")
+        codex.wait_for_transcript(ENDED)
+        terminal.say("/quit")
+        return Played((terminal.wait(),), codex.session_ids())
+
+
+def _shell(command: str) -> ToolUse:
+    return ToolUse("exec_command", {"cmd": command})
+
+
+def _patch(patch: str) -> ToolUse:
+    return ToolUse("apply_patch", {"patch": patch})
+
+
+def _failing(stage: Stage, failure: HttpError | StreamError) -> Played:
+    reply = Reply([Text("Never said.")], failures=[failure] * 20)
+    stage.model.script({"ask in vain": [reply]})
+    return _played(stage.codex().run("ask in vain"))
+
+
+def _signal_in_stream(stage: Stage, number: signal.Signals) -> Played:
+    hold = Hold("never opened", after_events=MID_TEXT)
+    stage.model.script({"tell a tale": [Reply([Text("Once upon a time.")], hold=hold)]})
+    running = stage.codex().start("tell a tale")
+    stage.model.wait_until_held("never opened")
+    running.send(number)
+    return _played(running.finish())
+
+
+def _signal_in_tool(stage: Stage, number: signal.Signals) -> Played:
+    mark = stage.workdir / "begun"
+    stage.model.script({"wait a while": [Reply([_shell(f"touch {mark}; exec sleep 60")])]})
+    codex = stage.codex()
+    running = codex.start("wait a while")
+    _wait_for_file(mark)
+    running.send(number)
+    return _played(running.finish())
+
+
+def _wait_for_file(path: Path) -> None:
+    wait_until(path.exists, complaint=f"{path} was not made")
+
+
+def _played(*runs: Finished) -> Played:
+    sessions = dict.fromkeys(run.session_id for run in runs)
+    return Played(tuple(run.exit_code for run in runs), tuple(sessions))
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        simple,
+        tools,
+        parallel_tools,
+        subagent,
+        error_401,
+        error_429,
+        error_500,
+        retry_500,
+        stream_cut,
+        response_failed,
+        sigint_stream,
+        sigterm_stream,
+        sigint_tool,
+        sigkill_tool,
+        resume,
+        two_sessions,
+        compact,
+        escape_stream,
+    )
+}

@@ -1,0 +1,274 @@
+"""What a user does with Gemini CLI, and what the scripted model says meanwhile."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gemini import Finished, GeminiCli
+
+from tracebridge.testing.scripted_gemini import ScriptedGemini
+from tracebridge.testing.scripted_model import (
+    Cut,
+    Hold,
+    HttpError,
+    Reply,
+    Text,
+    Thinking,
+    ToolUse,
+)
+
+
+@dataclass
+class Stage:
+    """Where a scenario plays: *base_url* is a gateway in front of the model, or the model."""
+
+    workdir: Path
+    model: ScriptedGemini
+    base_url: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    launcher: Sequence[str] = ()
+
+    def gemini(self, *, max_attempts: int = 3) -> GeminiCli:
+        return GeminiCli(
+            workdir=self.workdir,
+            base_url=self.base_url,
+            settings=self.settings,
+            env=self.env,
+            launcher=self.launcher,
+            max_attempts=max_attempts,
+        )
+
+    @property
+    def project(self) -> Path:
+        return self.workdir / "project"
+
+
+@dataclass(frozen=True)
+class Played:
+    exit_codes: tuple[int, ...]
+    session_ids: tuple[str, ...]
+
+
+Scenario = Callable[[Stage], Played]
+
+
+def simple(stage: Stage) -> Played:
+    stage.model.script({"say hello": [Reply([Thinking("A greeting."), Text("Hello there.")])]})
+    return _played(stage.gemini().run("say hello"))
+
+
+def tools(stage: Stage) -> Played:
+    path = str(stage.project / "greet.py")
+    stage.model.script(
+        {
+            "write the greeting": [
+                Reply(
+                    [
+                        Thinking("**Plan** First the file."),
+                        Text("I write it."),
+                        ToolUse("write_file", {"file_path": path, "content": "a = 1\nprint(a)\n"}),
+                    ]
+                ),
+                Reply(
+                    [
+                        ToolUse(
+                            "replace",
+                            {
+                                "file_path": path,
+                                "instruction": "two",
+                                "old_string": "a = 1",
+                                "new_string": "a = 2\nb = 3",
+                            },
+                        )
+                    ]
+                ),
+                Reply([Thinking("Now fail."), _shell("echo bad >&2; exit 3")]),
+                Reply(
+                    [
+                        ToolUse(
+                            "replace",
+                            {
+                                "file_path": str(stage.project / "nope.py"),
+                                "instruction": "none",
+                                "old_string": "x",
+                                "new_string": "y",
+                            },
+                        )
+                    ]
+                ),
+                Reply([Thinking("Done."), Text("The greeting is written.")]),
+            ]
+        }
+    )
+    return _played(stage.gemini().run("write the greeting"))
+
+
+def parallel_tools(stage: Stage) -> Played:
+    stage.model.script(
+        {
+            "do three things": [
+                Reply(
+                    [
+                        Thinking("All at once."),
+                        Text("Three at once."),
+                        ToolUse("read_file", {"file_path": str(stage.project / "notes.txt")}),
+                        _shell("echo twice"),
+                        _shell("echo twice"),
+                        _shell("exit 4"),
+                    ]
+                ),
+                Reply([Text("Three things done.")]),
+            ]
+        }
+    )
+    gemini = stage.gemini()
+    (stage.project / "notes.txt").write_text("one\ntwo\n")
+    return _played(gemini.run("do three things"))
+
+
+def retry_429_500(stage: Stage) -> Played:
+    reply = Reply([Text("Third time lucky.")], failures=[HttpError(429), HttpError(500)])
+    stage.model.script({"try hard": [Reply([_shell("echo first")]), reply]})
+    return _played(stage.gemini().run("try hard"))
+
+
+def error_400(stage: Stage) -> Played:
+    return _always_failing(stage, 400)
+
+
+def error_401(stage: Stage) -> Played:
+    return _always_failing(stage, 401)
+
+
+def error_429(stage: Stage) -> Played:
+    return _always_failing(stage, 429)
+
+
+def error_500(stage: Stage) -> Played:
+    return _always_failing(stage, 500)
+
+
+def stream_cut(stage: Stage) -> Played:
+    reply = Reply([Text("Half of it is said.")], failures=[Cut(after_events=1, clean=True)] * 12)
+    stage.model.script({"cut it": [reply]})
+    return _played(stage.gemini().run("cut it"))
+
+
+def stream_cut_once(stage: Stage) -> Played:
+    reply = Reply([Text("All of it is said.")], failures=[Cut(after_events=1, clean=True)])
+    stage.model.script({"cut it once": [reply]})
+    return _played(stage.gemini().run("cut it once"))
+
+
+def sigint_stream(stage: Stage) -> Played:
+    reply = Reply([Text("A long story begins.")], hold=Hold("never", after_events=1))
+    stage.model.script({"tell a story": [reply]})
+    running = stage.gemini().start("tell a story")
+    stage.model.wait_until_held("never")
+    running.send(signal.SIGINT)
+    finished = running.finish()
+    stage.model.gate("never").set()
+    return _played(finished)
+
+
+def sigkill_stream(stage: Stage) -> Played:
+    reply = Reply([Text("A long story begins.")], hold=Hold("never", after_events=1))
+    stage.model.script({"tell a story": [reply]})
+    running = stage.gemini().start("tell a story")
+    stage.model.wait_until_held("never")
+    # Gemini CLI starts itself again; the child is what works.
+    running.send(signal.SIGKILL)
+    finished = running.finish()
+    stage.model.gate("never").set()
+    return _played(finished)
+
+
+def resume(stage: Stage) -> Played:
+    stage.model.script(
+        {
+            "remember blue": [Reply([_shell("echo blue")]), Reply([Text("Blue it is.")])],
+            "which colour": [Reply([_shell("echo asked")]), Reply([Text("It was blue.")])],
+        }
+    )
+    gemini = stage.gemini()
+    first = gemini.run("remember blue")
+    second = gemini.run("which colour", "--resume", "latest", session_id=first.session_id)
+    return _played(first, second)
+
+
+def resume_after_failure(stage: Stage) -> Played:
+    stage.model.script(
+        {
+            "remember blue": [Reply([Text("Blue it is.")])],
+            "fail now": [Reply([Text("Never said.")], failures=[HttpError(400)] * 12)],
+            "which colour": [Reply([_shell("echo asked")]), Reply([Text("It was blue.")])],
+        }
+    )
+    gemini = stage.gemini()
+    first = gemini.run("remember blue")
+    second = gemini.run("fail now", "--resume", "latest", session_id=first.session_id)
+    third = gemini.run("which colour", "--resume", "latest", session_id=first.session_id)
+    return _played(first, second, third)
+
+
+def two_sessions(stage: Stage) -> Played:
+    """Two at once in one folder."""
+    for word in ("red", "green"):
+        stage.model.script(
+            {
+                f"work on {word}": [
+                    Reply([_shell(f"echo {word}")], hold=Hold("both")),
+                    Reply([Text(f"{word} done.")]),
+                ]
+            }
+        )
+    gemini = stage.gemini()
+    running = [gemini.start(f"work on {word}") for word in ("red", "green")]
+    stage.model.wait_for_request(lambda attempt: attempt.prompt == "work on red")
+    stage.model.wait_for_request(lambda attempt: attempt.prompt == "work on green")
+    stage.model.gate("both").set()
+    return _played(*(each.finish() for each in running))
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        simple,
+        tools,
+        parallel_tools,
+        retry_429_500,
+        error_400,
+        error_401,
+        error_429,
+        error_500,
+        stream_cut,
+        stream_cut_once,
+        sigint_stream,
+        sigkill_stream,
+        resume,
+        resume_after_failure,
+        two_sessions,
+    )
+}
+
+
+def _shell(command: str) -> ToolUse:
+    return ToolUse("run_shell_command", {"command": command})
+
+
+def _always_failing(stage: Stage, status: int) -> Played:
+    reply = Reply([Text("Never said.")], failures=[HttpError(status)] * 12)
+    stage.model.script({"ask in vain": [reply]})
+    return _played(stage.gemini(max_attempts=2).run("ask in vain"))
+
+
+def _played(*finished: Finished) -> Played:
+    return Played(
+        tuple(each.exit_code for each in finished),
+        tuple(dict.fromkeys(each.session_id for each in finished)),
+    )

@@ -1,0 +1,264 @@
+"""Chat files to sightings."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tracebridge.agents import Cursor, Reading
+from tracebridge.agents.gemini_cli.payload import (
+    SLUG,
+    exit_code_of,
+    file_edits,
+    input_digest,
+    prompt,
+    time_of,
+)
+from tracebridge.agents.gemini_cli.prompts import session_files, text_of_prompt, turn_at
+from tracebridge.fields import as_json, count_of, dict_of, dicts_in, text_of
+from tracebridge.lines import read_objects
+from tracebridge.model import (
+    ModelCall,
+    Outcome,
+    Part,
+    SessionInfo,
+    Sighting,
+    Source,
+    Thinking,
+    ToolCall,
+    TurnEnd,
+    Usage,
+)
+
+SILENT_LINES = frozenset({"info", "error", "warning"})
+
+
+def transcripts(path: Path) -> Iterable[Path]:
+    """Return the session's chat files: resuming it later begins another one."""
+    return session_files(path)
+
+
+def find_transcript(session_id: str, home: Path) -> Path | None:
+    # The id comes off the wire and becomes part of a path.
+    if not re.fullmatch(r"[0-9a-f]{8}-[0-9a-f-]{27}", session_id):
+        return None
+    chats = (home / ".gemini" / "tmp").glob(f"*/chats/session-*-{session_id[:8]}.jsonl")
+    return max(chats, key=lambda path: path.name, default=None)
+
+
+def read_transcript(path: Path, cursor: Cursor) -> Reading:
+    stat = path.stat()
+    if stat.st_ino != cursor.inode or stat.st_size < cursor.offset:
+        cursor = Cursor(inode=stat.st_ino)
+    reader = _ChatReader(path, cursor.memory)
+    offset = cursor.offset
+    for line, offset_behind in read_objects(path, cursor.offset):
+        offset = offset_behind
+        if isinstance(line, str):
+            reader.notes[f"transcript line {line}"] += 1
+        else:
+            reader.read(line)
+    return Reading(
+        sightings=tuple(reader.sightings),
+        cursor=Cursor(offset=offset, inode=stat.st_ino, memory=reader.memory()),
+        notes=reader.notes,
+    )
+
+
+class _ChatReader:
+    """Read one file line by line; what later lines need is kept between two looks."""
+
+    def __init__(self, path: Path, memory: Mapping[str, Any]) -> None:
+        self.sightings: list[Sighting] = []
+        self.notes: Counter[str] = Counter()
+        self._path = path
+        self._session_id: str | None = memory.get("session_id")
+        self._turn_key: str | None = memory.get("turn_key")
+        self._prompt_id: str | None = memory.get("prompt_id")
+        # When the input of the next model call was recorded.
+        self._asked_ns: int | None = memory.get("asked_ns")
+        # A message that is written again is still the same call.
+        self._started: dict[str, int] = dict(memory.get("started", {}))
+
+    def memory(self) -> Mapping[str, Any]:
+        return {
+            "session_id": self._session_id,
+            "turn_key": self._turn_key,
+            "prompt_id": self._prompt_id,
+            "asked_ns": self._asked_ns,
+            "started": dict(list(self._started.items())[-50:]),
+        }
+
+    def read(self, line: dict[str, Any]) -> None:
+        if "$set" in line:
+            self._read_patch(dict_of(line["$set"]))
+        elif isinstance(session_id := line.get("sessionId"), str):
+            self._session_id = session_id
+            # Resumed within the minute, the session goes on in the same file, from its beginning.
+            self._prompt_id = None
+            self._see(SessionInfo(key="session", transcript=str(self._path)), 0)
+        elif self._session_id is None:
+            self.notes["transcript line before its session ignored"] += 1
+        else:
+            self._read_message(line)
+
+    def _read_patch(self, patch: dict[str, Any]) -> None:
+        messages = dicts_in(patch.get("messages"))
+        if not messages:
+            return
+        time_ns = time_of(patch.get("lastUpdated"))
+        kept = {message.get("id") for message in messages}
+        if self._prompt_id is not None and self._prompt_id not in kept and time_ns is not None:
+            failed = TurnEnd(
+                key=f"rolled back:{self._prompt_id}",
+                end_ns=time_ns,
+                outcome=Outcome.FAILED,
+                error_type="rolled_back",
+            )
+            self._see(failed, time_ns)
+            self._prompt_id = None
+
+    def _read_message(self, message: dict[str, Any]) -> None:
+        kind, message_id = message.get("type"), text_of(message, "id")
+        time_ns = time_of(message.get("timestamp"))
+        if kind in SILENT_LINES:
+            return
+        if time_ns is None or message_id is None:
+            self.notes[f"transcript line {str(kind)[:40]!r} without id or time ignored"] += 1
+        elif kind == "user":
+            self._asked_ns = time_ns
+            text = text_of_prompt(message)
+            if text is not None:
+                self._prompt_id = message_id
+                self._turn_key = turn_at(self._path, self._session_id or "", time_ns)
+                self._see(prompt(text, time_ns), time_ns)
+        elif kind == "gemini":
+            self._read_answer(message, message_id, time_ns)
+        else:
+            self.notes[f"transcript line type {str(kind)[:40]!r} ignored"] += 1
+
+    def _read_answer(self, message: dict[str, Any], key: str, time_ns: int) -> None:
+        if self._turn_key is None:
+            return
+        if self._asked_ns is not None:
+            self._started.setdefault(key, min(self._asked_ns, time_ns))
+        for index, thought in enumerate(dicts_in(message.get("thoughts"))):
+            words = (text_of(thought, "subject"), text_of(thought, "description"))
+            self._see(
+                Thinking(
+                    key=f"{key}:{index}",
+                    call_key=key,
+                    end_ns=time_of(thought.get("timestamp")) or time_ns,
+                    text="\n".join(word for word in words if word),
+                ),
+                time_ns,
+            )
+        content = message.get("content")
+        texts = [content] if isinstance(content, str) else _texts(content)
+        answer = "\n".join(filter(None, texts)) or None
+        tools = [tool for tool in dicts_in(message.get("toolCalls")) if text_of(tool, "id")]
+        self._see(
+            ModelCall(
+                key=key,
+                model=text_of(message, "model"),
+                provider="gcp.gen_ai",
+                start_ns=self._started.get(key),
+                end_ns=time_ns,
+                usage=_usage(dict_of(message.get("tokens"))),
+                output_text=answer,
+                tool_call_ids=tuple(_tool_key(tool) for tool in tools) or None,
+            ),
+            time_ns,
+        )
+        for tool in tools:
+            self._read_tool(tool, time_ns)
+        if answer is not None and not tools:
+            # Tools that are still to run are not in the line yet; their start says that it goes on.
+            self._see(
+                TurnEnd(
+                    key=f"answer:{key}", end_ns=time_ns, outcome=Outcome.COMPLETED, message=answer
+                ),
+                time_ns,
+            )
+
+    def _read_tool(self, tool: dict[str, Any], asked_ns: int) -> None:
+        key, name, arguments = _tool_key(tool), text_of(tool, "name"), tool.get("args")
+        digest = input_digest(name, arguments)
+        # The file tells times to the millisecond: what was asked for in one begins behind it.
+        begun = ToolCall(
+            key=key,
+            name=name,
+            start_ns=asked_ns + 1,
+            input=as_json(arguments),
+            input_digest=digest,
+        )
+        self._see(begun, asked_ns)
+        end_ns = time_of(tool.get("timestamp"))
+        status = tool.get("status")
+        if end_ns is None or status not in {"success", "error", "cancelled"}:
+            return
+        said = "\n".join(_results(tool)) or None
+        code = exit_code_of(name, said)
+        failed = status != "success"
+        error_type = {"error": "tool_error", "cancelled": "interrupted"}.get(str(status))
+        self._see(
+            ToolCall(
+                key=key,
+                end_ns=end_ns,
+                output=None if failed else said,
+                error_type=error_type or ("exit_nonzero" if code else None),
+                error_message=said if failed else None,
+                exit_code=code,
+                input_digest=digest,
+            ),
+            end_ns,
+        )
+        for edit in file_edits(key, name, arguments, tool.get("resultDisplay"), failed=failed):
+            self._see(edit, end_ns)
+
+    def _see(self, part: Part, time_ns: int) -> None:
+        of_session = isinstance(part, SessionInfo)
+        if self._session_id is None or (self._turn_key is None and not of_session):
+            return
+        self.sightings.append(
+            Sighting(
+                agent=SLUG,
+                session_id=self._session_id,
+                source=Source.TRANSCRIPT,
+                time_ns=time_ns,
+                turn_key=None if of_session else self._turn_key,
+                part=part,
+            )
+        )
+
+
+def _tool_key(tool: dict[str, Any]) -> str:
+    """Return the id that the model gave the call: the one that stands in requests."""
+    name = text_of(tool, "name") or ""
+    return (text_of(tool, "id") or "").removeprefix(f"{name}__")
+
+
+def _results(tool: dict[str, Any]) -> Iterable[str]:
+    for result in dicts_in(tool.get("result")):
+        response = dict_of(dict_of(result.get("functionResponse")).get("response"))
+        said = response.get("error", response.get("output"))
+        if said is not None:
+            yield said if isinstance(said, str) else as_json(said) or ""
+
+
+def _texts(content: Any) -> list[str]:
+    return [text_of(part, "text") or "" for part in dicts_in(content)]
+
+
+def _usage(tokens: dict[str, Any]) -> Usage | None:
+    given, said, thoughts = (count_of(tokens, name) for name in ("input", "output", "thoughts"))
+    result = Usage(
+        input_tokens=None if given is None else given + (count_of(tokens, "tool") or 0),
+        output_tokens=None if said is None else said + (thoughts or 0),
+        cache_read_tokens=count_of(tokens, "cached"),
+        reasoning_tokens=thoughts,
+    )
+    return None if result == Usage() else result

@@ -1,0 +1,102 @@
+"""Which turn a moment of a session belongs to: its user messages, counted over its chat files."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tracebridge.agents.gemini_cli.payload import time_of
+from tracebridge.fields import dict_of, dicts_in, text_of
+from tracebridge.lines import read_objects
+
+CONTEXT = "<session_context>"
+_CHAT = re.compile(r"session-[0-9T-]+-([0-9a-f]{8})\.jsonl")
+_MOST_FILES = 64
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one file said so far."""
+
+    inode: int
+    offset: int = 0
+    session_id: str | None = None
+    # Message id to time.
+    prompts: dict[str, int] = field(default_factory=dict)
+
+
+# Only what stands in the files: read anew, it would be the same.
+_seen: OrderedDict[Path, _Seen] = OrderedDict()
+
+
+def session_files(path: Path) -> list[Path]:
+    """Return the chat files beside *path* that are of its session by their names."""
+    found = _CHAT.fullmatch(path.name)
+    if found is None:
+        return [path]
+    return sorted({path, *path.parent.glob(f"session-*-{found[1]}.jsonl")})
+
+
+def turn_at(path: Path, session_id: str, time_ns: int, *, beginning: bool = False) -> str:
+    """Return the key of the turn that runs at a time, or that is just *beginning* then."""
+    times = sorted(_prompts(path, session_id).values())
+    before = sum(time < time_ns if beginning else time <= time_ns for time in times)
+    return str(before + 1 if beginning else max(before, 1))
+
+
+def text_of_prompt(message: dict[str, Any]) -> str | None:
+    """Return what a user said, None for tool results and context, which come in his name."""
+    if message.get("type") != "user":
+        return None
+    content = message.get("content")
+    if isinstance(content, str):
+        texts = [content]
+    else:
+        texts = [text for part in dicts_in(content) if (text := text_of(part, "text")) is not None]
+    text = "\n".join(texts)
+    return None if not text or text.startswith(CONTEXT) else text
+
+
+def _prompts(path: Path, session_id: str) -> dict[str, int]:
+    # The session goes on in another file, which begins with copies.
+    prompts: dict[str, int] = {}
+    for file in session_files(path):
+        try:
+            seen = _read(file)
+        except OSError:
+            continue
+        if seen.session_id == session_id:
+            for message_id, time_ns in seen.prompts.items():
+                # A copy has the time of the copying.
+                prompts[message_id] = min(prompts.get(message_id, time_ns), time_ns)
+    return prompts
+
+
+def _read(path: Path) -> _Seen:
+    stat = path.stat()
+    seen = _seen.pop(path, None)
+    if seen is None or seen.inode != stat.st_ino or stat.st_size < seen.offset:
+        seen = _Seen(stat.st_ino)
+    while True:
+        before = seen.offset
+        for line, offset in read_objects(path, seen.offset):
+            seen.offset = offset
+            if isinstance(line, dict):
+                _take(seen, line)
+        if seen.offset == before:
+            break
+    _seen[path] = seen
+    if len(_seen) > _MOST_FILES:
+        _seen.popitem(last=False)
+    return seen
+
+
+def _take(seen: _Seen, line: dict[str, Any]) -> None:
+    seen.session_id = text_of(line, "sessionId") or seen.session_id
+    for message in (line, *dicts_in(dict_of(line.get("$set")).get("messages"))):
+        message_id, time_ns = text_of(message, "id"), time_of(message.get("timestamp"))
+        if message_id and time_ns is not None and text_of_prompt(message) is not None:
+            seen.prompts.setdefault(message_id, time_ns)
