@@ -359,22 +359,3 @@ def test_a_background_subagent_holds_its_turn_back(claude):
     watcher.step()
     assert watcher.store.is_told(TRACE)
     watcher.close()
-
-
-def test_a_signal_at_any_moment_ends_the_watcher():
-    """A watcher that is kept busy ends on SIGTERM, wherever in its loop the signal finds it."""
-    script = (
-        "import os, signal, sys, threading\n"
-        "from tracebridge import watch\n"
-        "wake = watch._Wake()\n"
-        "signal.signal(signal.SIGTERM, wake.stop)\n"
-        "def pester():\n"
-        "    for _ in range(20_000):\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    wake.finished = True\n"
-        "threading.Thread(target=pester).start()\n"
-        "while not getattr(wake, 'finished', False):\n"
-        "    wake.wait(0.001)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    assert process.wait(120) == 0

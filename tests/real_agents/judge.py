@@ -179,12 +179,19 @@ def trial(
 
 @contextmanager
 def _watcher(env: Mapping[str, str]) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", "tracebridge", "watch"], env=env)
+    command = [sys.executable, "-X", "faulthandler", "-m", "tracebridge", "watch"]
+    process = subprocess.Popen(command, env=env)
     try:
         yield
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        try:
+            assert process.wait(60) == 0
+        except subprocess.TimeoutExpired:
+            # Says where each of its threads is.
+            process.send_signal(signal.SIGABRT)
+            process.wait()
+            raise
 
 
 def judge_calls(trial: Trial, *, evidence: set[str], answered_only: bool = False) -> None:
