@@ -228,6 +228,23 @@ def test_an_agent_that_was_killed_leaves_an_abandoned_turn(claude, receiver):
     assert root.attributes["tracebridge.turn.outcome"] == "abandoned"
 
 
+def test_a_launched_command_gives_its_calls_tags_and_its_end(claude, receiver):
+    """Through `run`, a turn has the tags that no hook told, and is over with its process."""
+    claude.hook(0, "UserPromptSubmit", prompt="hello")
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    call = a_call(launcher_pid=process.pid, launcher_env={"RESPAN_CUSTOMER_ID": "acme"})
+    claude.spool.write_call(call)
+    assert watch_once(read_settings())
+    assert receiver.spans == []
+    process.kill()
+    process.communicate()
+    assert watch_once(read_settings())
+    (root,) = [span for span in receiver.spans if not span.parent_span_id]
+    assert root.attributes["tracebridge.turn.outcome"] == "abandoned"
+    assert {span.attributes["user.id"] for span in receiver.spans} == {"acme"}
+    assert len(receiver.spans) == 2
+
+
 def test_a_fork_tells_only_what_is_new(claude, receiver, home, tmp_path):
     """A forked session's file begins with copied lines: they add nothing."""
     claude.simple_turn()

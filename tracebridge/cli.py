@@ -154,8 +154,13 @@ def watch(once: bool, close_open: bool, background: bool, lock_fd: int | None) -
 @click.option("--upstream", multiple=True, metavar="SPEC", help="Repeatable; see below.")
 @click.option("--no-traceparent", is_flag=True, help="Send no traceparent of our own upstream.")
 @click.option("--stop-with-stdin", is_flag=True, hidden=True)
+@click.option("--launcher-pid", type=int, hidden=True)
 def gateway(
-    listen: str, upstream: tuple[str, ...], no_traceparent: bool, stop_with_stdin: bool
+    listen: str,
+    upstream: tuple[str, ...],
+    no_traceparent: bool,
+    stop_with_stdin: bool,
+    launcher_pid: int | None,
 ) -> None:
     """Run our recording gateway: bytes pass unchanged, a copy is parsed.
 
@@ -178,6 +183,7 @@ def gateway(
             home=settings().home,
             send_traceparent=not no_traceparent,
             stop_with_stdin=stop_with_stdin,
+            launcher_pid=launcher_pid,
         )
         run_gateway(options)
     except OptionsError as error:

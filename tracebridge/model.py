@@ -135,6 +135,9 @@ class GatewayCall:
     response_headers: Mapping[str, str] = field(default_factory=dict)
     # True where the recorded copy was cut at its cap or could not be parsed.
     partial: bool = False
+    # Of the one command that the gateway was started for: its process, and the user's tags in it.
+    launcher_pid: int | None = None
+    launcher_env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ def run(command: Sequence[str], settings: Settings, upstream: Sequence[str]) -> 
     began_ns = time.time_ns()
     upstream = upstream or [which.upstream(env, Path.home(), Path.cwd())]
     start_watcher(settings, env)
-    with started_gateway(upstream, env) as url:
+    with started_gateway(upstream, env, launcher_pid=os.getpid()) as url:
         if url is None:
             say("the gateway did not start; model calls are taken from the transcript alone")
         launch = Launch(commands=hook_commands(which, settings.home), gateway_url=url, env=env)
@@ -63,12 +63,19 @@ def run(command: Sequence[str], settings: Settings, upstream: Sequence[str]) -> 
 
 
 @contextmanager
-def started_gateway(upstream: Sequence[str], env: Mapping[str, str]) -> Iterator[str | None]:
-    """Start our gateway on a free port for the time of the block; give its URL, None if it fails."""
+def started_gateway(
+    upstream: Sequence[str], env: Mapping[str, str], *, launcher_pid: int | None = None
+) -> Iterator[str | None]:
+    """Start our gateway on a free port for the time of the block; give its URL, None if it fails.
+
+    All calls that pass it are those of *launcher_pid*, if given, and carry the tags in *env*.
+    """
     words = [sys.executable, "-m", "tracebridge", "gateway", "--listen", "127.0.0.1:0"]
     words.append("--stop-with-stdin")
     for spec in upstream:
         words += ["--upstream", spec]
+    if launcher_pid is not None:
+        words += ["--launcher-pid", str(launcher_pid)]
     process = subprocess.Popen(
         words,
         # Never written to: its end tells the gateway that we are gone, even if we were killed.

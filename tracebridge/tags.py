@@ -36,6 +36,16 @@ def parse_tags(env: Mapping[str, str]) -> tuple[Tags | None, str | None]:
     return (None if tags == Tags() else tags), problem
 
 
+def tags_in(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of *env* that are tags, and none else."""
+    return {
+        name: env[name]
+        for prefix in PREFIXES
+        for tag in ("CUSTOMER_ID", "METADATA", "WORKFLOW_NAME", "SPAN_NAME", "PROJECT_ID")
+        if env.get(name := prefix + tag)
+    }
+
+
 def _value(env: Mapping[str, str], name: str) -> str | None:
     return next((env[prefix + name] for prefix in PREFIXES if env.get(prefix + name)), None)
 

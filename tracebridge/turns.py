@@ -364,6 +364,9 @@ def _is_timed(part: Part) -> bool:
 
 
 def _best(name: str, known: list[tuple[int, int, Any]]) -> Any:
+    if name == "pid":
+        # A session goes on in another process; then the one that was is not missed any more.
+        known = [(0, time_ns, value) for _, time_ns, value in known]
     best_rank = max(rank for rank, _, _ in known)
     best = [value for rank, _, value in known if rank == best_rank]
     if name == "start_ns":

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -33,7 +33,15 @@ from tracebridge.delivery import deliver
 from tracebridge.encode import encode_span
 from tracebridge.ids import trace_id
 from tracebridge.linker import Orphan, link
-from tracebridge.model import GatewayCall, HookEvent, Sighting, Source, Turn, TurnState
+from tracebridge.model import (
+    GatewayCall,
+    HookEvent,
+    SessionInfo,
+    Sighting,
+    Source,
+    Turn,
+    TurnState,
+)
 from tracebridge.scrub import scrub_call, scrub_sighting
 from tracebridge.settings import Settings
 from tracebridge.sinks import ReadySink, SinkSettingsError, configured_sinks
@@ -154,6 +162,7 @@ class Watcher:
                     sightings += self._sightings_of(event, notes)
                 case GatewayCall() as call:
                     calls.append(scrub_call(call))
+                    sightings += _launcher_of(calls[-1])
                 case SpoolFileError() as error:
                     notes["spool file set aside"] += 1
                     logger.warning("%s; moved to %s", error, self.spool.set_aside(file))
@@ -185,18 +194,7 @@ class Watcher:
             notes[problem] += 1
         sightings = list(reading.sightings)
         if tags is not None and sightings:
-            whose = sightings[-1]
-            sightings.append(
-                Sighting(
-                    agent=whose.agent,
-                    session_id=whose.session_id,
-                    source=Source.HOOK,
-                    time_ns=0,
-                    turn_key=whose.turn_key,
-                    subagent_id=whose.subagent_id,
-                    part=tags,
-                )
-            )
+            sightings.append(replace(sightings[-1], source=Source.HOOK, time_ns=0, part=tags))
         return [scrub_sighting(sighting) for sighting in sightings]
 
     def _take_in_transcripts(self, session: _Session) -> bool:
@@ -552,6 +550,24 @@ def watch_once(settings: Settings, *, close_open: bool = False) -> bool:
         return watcher.store.waiting() == 0
     finally:
         watcher.close()
+
+
+def _launcher_of(call: GatewayCall) -> list[Sighting]:
+    """Return what the command that a gateway was started for tells of its calls' turn."""
+    identity = call.identity
+    if call.launcher_pid is None or identity is None or identity.session_id is None:
+        return []
+    sighting = Sighting(
+        agent=identity.agent,
+        session_id=identity.session_id,
+        source=Source.GATEWAY,
+        time_ns=call.start_ns,
+        part=SessionInfo(key="session", pid=call.launcher_pid),
+    )
+    tags, _ = parse_tags(call.launcher_env)
+    if tags is None:
+        return [sighting]
+    return [sighting, replace(sighting, time_ns=0, turn_key=identity.turn_key, part=tags)]
 
 
 @contextmanager

@@ -196,9 +196,9 @@ def test_attempts(tmp_path, monkeypatch):
 
 
 def test_run_edits_nothing_and_links_exactly(tmp_path, monkeypatch):
-    """`tracebridge run -- codex …` traces one command without a line in any settings file."""
+    """`tracebridge run -- codex …` traces one command, tags and all, and edits no settings file."""
     launcher = (sys.executable, "-m", "tracebridge", "run", "--")
     alone = {"hooks": False, "gateway": False}
     with trial("tools", tmp_path, monkeypatch, **alone, launcher=launcher, kind=CODEX_CLI) as it:
         assert it.played.exit_codes == (0,)
-        judge(it, ["completed"], tagged=False)
+        judge(it, ["completed"])

@@ -14,7 +14,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tracebridge.gateways.recorder import Complaints, Recorder
@@ -22,6 +22,7 @@ from tracebridge.gateways.relay import ClientConnection, Relay
 from tracebridge.gateways.upstream import parse_upstreams
 from tracebridge.model import GatewayCall
 from tracebridge.spool import Spool
+from tracebridge.tags import tags_in
 
 # Many connections can come at once when agents start together.
 _LISTEN_BACKLOG = 1024
@@ -51,6 +52,8 @@ class GatewayOptions:
     drain_seconds: float = 10
     # Stop when standard input ends: whoever started us is gone, even if it was killed.
     stop_with_stdin: bool = False
+    # The process whose calls alone come here: its end is theirs, its tags are theirs.
+    launcher_pid: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -149,7 +152,14 @@ async def _serve_until_signal(options: GatewayOptions, spool: Spool) -> None:
         sys.stdout.flush()
 
     loop = asyncio.get_running_loop()
-    serving = loop.create_task(serve(options, spool.write_call, announce))
+    launcher_env = tags_in(os.environ) if options.launcher_pid is not None else {}
+
+    def record(call: GatewayCall) -> None:
+        spool.write_call(
+            replace(call, launcher_pid=options.launcher_pid, launcher_env=launcher_env)
+        )
+
+    serving = loop.create_task(serve(options, record, announce))
     for number in (signal.SIGTERM, signal.SIGINT):
         # A second signal cuts the draining short: cancelling again interrupts it.
         loop.add_signal_handler(number, serving.cancel)
