@@ -410,8 +410,34 @@ class Chat:
     told: ModelCall | None = None
     seen: GatewayCall | None = None
     evidence: Evidence | None = None
+    # By what *told* and *seen* are known to be one call: an id, "tokens" or "time".
+    matched_by: str | None = None
     subagent_id: str | None = None
     compaction_key: str | None = None
+    # From 2 where calls failed right before it, and the key of the first of them.
+    attempt: int | None = None
+    retry_of: str | None = None
+
+    @property
+    def start_ns(self) -> int | None:
+        return self._best.start_ns if self._best is not None else None
+
+    @property
+    def end_ns(self) -> int | None:
+        return self._best.end_ns if self._best is not None else None
+
+    @property
+    def error_type(self) -> str | None:
+        return self._best.error_type if self._best is not None else None
+
+    @property
+    def is_side_call(self) -> bool:
+        identity = self.seen.identity if self.seen is not None else None
+        return identity is not None and identity.is_side_call
+
+    @property
+    def _best(self) -> GatewayCall | ModelCall | None:
+        return self.seen if self.seen is not None else self.told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

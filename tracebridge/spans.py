@@ -7,6 +7,7 @@ subagent that made it, else under the turn. Usage stands on `chat` spans only.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -14,6 +15,7 @@ from itertools import chain
 from pathlib import PurePath
 
 from tracebridge import semconv
+from tracebridge.chats import call_key
 from tracebridge.ids import root_span_id, span_id
 from tracebridge.linker import Orphan
 from tracebridge.model import (
@@ -38,7 +40,7 @@ from tracebridge.model import (
     TurnState,
     Usage,
 )
-from tracebridge.turns import call_key
+from tracebridge.prices import Cost, cost_of, price_list
 
 Attributes = dict[str, AttributeValue | None]
 
@@ -173,6 +175,7 @@ class _Renderer:
         turn = self._turn
         prompt = turn.prompts[0] if turn.prompts else None
         usages = [usage for chat in turn.chats if (usage := _call(chat).usage) is not None]
+        costs = [_cost(call) for chat in turn.chats if (call := _call(chat)).usage is not None]
         failed = turn.outcome is Outcome.FAILED
         text = self._text(prompt.text) if prompt is not None else None
         own: Attributes = {
@@ -198,6 +201,8 @@ class _Renderer:
             semconv.TURN_CACHE_READ_TOKENS: _sum(u.cache_read_tokens for u in usages),
             semconv.TURN_CACHE_WRITE_TOKENS: _sum(u.cache_write_tokens for u in usages),
             semconv.TURN_REASONING_TOKENS: _sum(u.reasoning_tokens for u in usages),
+            semconv.TURN_COST: _sum_of_costs(costs),
+            semconv.TURN_UNPRICED_CALLS: costs.count(None) or None,
             semconv.TURN_CALLS: len(turn.chats),
             semconv.TURN_FAILED_CALLS: sum(
                 _call(chat).error_type is not None for chat in turn.chats
@@ -398,6 +403,7 @@ def _chat_span(
         semconv.RESPONSE_ID: call.response_id,
         semconv.FINISH_REASONS: (call.stop_reason,) if call.stop_reason else None,
         **_usage_attributes(call.usage),
+        **_cost_attributes(_cost(call)),
         semconv.OI_KIND: "LLM",
         semconv.OI_MODEL: call.model or requested,
         semconv.OI_PROVIDER: call.provider,
@@ -411,7 +417,11 @@ def _chat_span(
         ),
         semconv.LLM_PURPOSE: _purpose(chat),
         semconv.LLM_REQUEST_ID: call.request_id,
-        semconv.LLM_ATTEMPT: call.attempt,
+        semconv.LLM_MATCHED_BY: chat.matched_by,
+        semconv.LLM_ATTEMPT: chat.attempt or call.attempt,
+        semconv.LLM_RETRY_OF: (
+            None if chat.retry_of is None else span_id(trace_id, "llm", chat.retry_of)
+        ),
         semconv.HTTP_STATUS_CODE: call.status_code,
         semconv.ERROR_TYPE: call.error_type,
     }
@@ -472,6 +482,31 @@ def _usage_attributes(usage: Usage | None) -> Attributes:
         semconv.OI_CACHE_READ: usage.cache_read_tokens,
         semconv.OI_CACHE_WRITE: usage.cache_write_tokens,
         semconv.OI_REASONING: usage.reasoning_tokens,
+    }
+
+
+def _cost(call: ModelCall) -> Cost | None:
+    """Return what a call cost by the model that answered it."""
+    time_ns = call.end_ns or call.start_ns or 0
+    answered = cost_of(call.usage, call.model, call.provider, time_ns)
+    return answered or cost_of(call.usage, call.requested_model, call.provider, time_ns)
+
+
+def _sum_of_costs(costs: Iterable[Cost | None]) -> float | None:
+    known = [cost.total for cost in costs if cost is not None]
+    return math.fsum(known) if known else None
+
+
+def _cost_attributes(cost: Cost | None) -> Attributes:
+    if cost is None:
+        return {}
+    return {
+        semconv.OI_COST_PROMPT: cost.prompt,
+        semconv.OI_COST_COMPLETION: cost.completion,
+        semconv.OI_COST_TOTAL: cost.total,
+        semconv.OI_COST_CACHE_READ: cost.cache_read,
+        semconv.OI_COST_CACHE_WRITE: cost.cache_write,
+        semconv.LLM_PRICE_LIST: price_list(),
     }
 
 

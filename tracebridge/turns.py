@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from tracebridge.chats import put_together
 from tracebridge.codec import encode
 from tracebridge.ids import trace_id
 from tracebridge.model import (
@@ -55,11 +56,6 @@ AnyPart = TypeVar(
 
 # A hook's clock is that of the thing itself; a transcript's lines are written in batches.
 RANK = {Source.TRANSCRIPT: 1, Source.HOOK: 2, Source.GATEWAY: 3}
-# An attempt that the transcript tells without any id is the gateway's failed call that ended
-# nearest to it, within this.
-SAME_ATTEMPT_NS = 5_000_000_000
-# Clocks in milliseconds, and what an agent does between its record of a call and the call.
-SAME_ANSWER_NS = 50_000_000
 
 
 class TurnAssembler:
@@ -200,7 +196,7 @@ class _Draft:
 
     def link(self, calls: Sequence[tuple[GatewayCall, Link]]) -> None:
         """Make one chat of each physical call, whoever told of it."""
-        self.chats = _chats(self.calls, self._owners, calls, self.compactions)
+        self.chats = put_together(self.calls, self._owners, calls, self.compactions)
 
     @property
     def is_turn(self) -> bool:
@@ -212,7 +208,7 @@ class _Draft:
     def start_ns(self) -> int:
         starts = [
             *(prompt.start_ns for prompt in self.prompts),
-            *(_chat_start(chat) for chat in self.chats),
+            *(chat.start_ns for chat in self.chats),
             *(tool.start_ns for tool in self.tools),
             *(compaction.start_ns for compaction in self.compactions),
         ]
@@ -301,9 +297,9 @@ class _Draft:
                 yield prompt.start_ns
         for chat in self.chats:
             if chat.subagent_id is None and chat.compaction_key is None:
-                start = _chat_start(chat)
+                start = chat.start_ns
                 # A side call after the answer (a title, a classifier) does not reopen the turn.
-                if start is not None and not _is_side_call(chat):
+                if start is not None and not chat.is_side_call:
                     yield start
         for tool in self.tools:
             if tool.key not in self._owners and tool.start_ns is not None:
@@ -318,7 +314,7 @@ class _Draft:
             yield end.end_ns
         for chat in self.chats:
             if chat.subagent_id is None:
-                yield from (t for t in (_chat_start(chat), _chat_end(chat)) if t is not None)
+                yield from (t for t in (chat.start_ns, chat.end_ns) if t is not None)
         for tool in self.tools:
             if tool.key not in self._owners:
                 yield from (t for t in (tool.start_ns, tool.end_ns) if t is not None)
@@ -444,141 +440,6 @@ def _by_time(parts: Iterable[AnyPart]) -> list[AnyPart]:
         return (at is None, at or 0, part.key)
 
     return sorted(parts, key=order)
-
-
-def _chats(
-    told: Sequence[ModelCall],
-    owners: Mapping[str, str],
-    calls: Sequence[tuple[GatewayCall, Link]],
-    compactions: Sequence[Compaction],
-) -> list[Chat]:
-    unmatched = {call.key: call for call in told}
-    chats: list[Chat] = []
-    taken: set[str] = set()
-    for seen, link in sorted(calls, key=lambda pair: (pair[0].start_ns, pair[0].call_id)):
-        key = call_key(seen)
-        if key in taken:
-            # A gateway's cache may answer twice with one response id: still two calls.
-            key = f"{key}#{seen.call_id}"
-        taken.add(key)
-        same = _same_call(seen, unmatched) or _nameless_answer(
-            seen, {k: c for k, c in unmatched.items() if owners.get(k) == link.subagent_id}
-        )
-        if same is not None:
-            del unmatched[same.key]
-        chats.append(
-            Chat(
-                key=key,
-                told=same,
-                seen=seen,
-                evidence=link.evidence,
-                subagent_id=link.subagent_id
-                or (owners.get(same.key) if same is not None else None),
-                compaction_key=_compaction_of(seen, compactions),
-            )
-        )
-    chats.extend(
-        Chat(key=call.key, told=call, subagent_id=owners.get(call.key))
-        for call in unmatched.values()
-    )
-    return sorted(chats, key=lambda chat: (_chat_start(chat) or _chat_end(chat) or 0, chat.key))
-
-
-def call_key(call: GatewayCall) -> str:
-    """Return what a call's span id is derived from: response id, else request id, else call id."""
-    return call.response_id or call.request_id or call.call_id
-
-
-def _same_call(seen: GatewayCall, told: Mapping[str, ModelCall]) -> ModelCall | None:
-    for key in (seen.response_id, seen.request_id):
-        if key is not None and key in told:
-            return told[key]
-    if seen.request_id is not None:
-        for call in told.values():
-            if call.request_id == seen.request_id:
-                return call
-    known = told.get(seen.identity.call_key or "") if seen.identity is not None else None
-    # Attempts share the key of the call that came of them; of one broken off no end is told.
-    if known is not None and (
-        known.end_ns is None or (known.error_type is None) == (seen.error_type is None)
-    ):
-        return known if known.request_id is None else None
-    if seen.error_type is None:
-        return None
-    nameless = [
-        call
-        for call in told.values()
-        if call.request_id is None
-        and call.response_id is None
-        and call.end_ns is not None
-        and abs(call.end_ns - seen.end_ns) < SAME_ATTEMPT_NS
-    ]
-    return min(nameless, key=lambda call: (_distance(seen, call), call.key), default=None)
-
-
-def _nameless_answer(seen: GatewayCall, told: Mapping[str, ModelCall]) -> ModelCall | None:
-    """Return the answer that an agent which keeps no ids tells: by tools, by tokens, or by time."""
-    if seen.error_type is not None or (seen.identity is not None and seen.identity.is_side_call):
-        return None
-    nameless = [
-        call
-        for call in told.values()
-        if call.response_id is None and call.request_id is None and call.error_type is None
-    ]
-    for call in nameless:
-        if set(call.tool_call_ids or ()) & set(seen.tool_call_ids):
-            return call
-    near = [call for call in nameless if _tokens_agree(seen, call)] or [
-        call for call in nameless if _lies_within(seen, call)
-    ]
-    return min(near, key=lambda call: (_distance(seen, call), call.key), default=None)
-
-
-def _tokens_agree(seen: GatewayCall, call: ModelCall) -> bool:
-    return (
-        seen.usage is not None
-        and call.usage is not None
-        and (call.usage.input_tokens, call.usage.output_tokens)
-        == (seen.usage.input_tokens, seen.usage.output_tokens)
-        and _distance(seen, call) < SAME_ATTEMPT_NS
-    )
-
-
-def _lies_within(seen: GatewayCall, call: ModelCall) -> bool:
-    return (
-        not (call.tool_call_ids or seen.tool_call_ids)
-        and call.start_ns is not None
-        and call.end_ns is not None
-        and call.start_ns <= seen.end_ns <= call.end_ns + SAME_ANSWER_NS
-        and seen.start_ns >= call.start_ns - SAME_ANSWER_NS
-    )
-
-
-def _distance(seen: GatewayCall, call: ModelCall) -> int:
-    return abs((call.end_ns or 0) - seen.end_ns)
-
-
-def _compaction_of(seen: GatewayCall, compactions: Sequence[Compaction]) -> str | None:
-    if seen.identity is None or seen.identity.request_class != "compaction":
-        return None
-    return compactions[0].key if compactions else None
-
-
-def _is_side_call(chat: Chat) -> bool:
-    identity = chat.seen.identity if chat.seen is not None else None
-    return identity is not None and identity.is_side_call
-
-
-def _chat_start(chat: Chat) -> int | None:
-    if chat.seen is not None:
-        return chat.seen.start_ns
-    return chat.told.start_ns if chat.told is not None else None
-
-
-def _chat_end(chat: Chat) -> int | None:
-    if chat.seen is not None:
-        return chat.seen.end_ns
-    return chat.told.end_ns if chat.told is not None else None
 
 
 def _waits(asks: Sequence[PermissionAsk], tools: Sequence[ToolCall]) -> list[PermissionAsk]:

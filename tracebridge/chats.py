@@ -1,0 +1,163 @@
+"""Calls that an agent's records tell and calls that a gateway saw, to the calls there were. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+
+from tracebridge.model import Chat, Compaction, GatewayCall, Link, ModelCall
+
+# An attempt that the transcript tells without any id is the gateway's failed call that ended
+# nearest to it, within this.
+SAME_ATTEMPT_NS = 5_000_000_000
+# Clocks in milliseconds, and what an agent does between its record of a call and the call.
+SAME_ANSWER_NS = 50_000_000
+
+
+def put_together(
+    told: Sequence[ModelCall],
+    owners: Mapping[str, str],
+    calls: Sequence[tuple[GatewayCall, Link]],
+    compactions: Sequence[Compaction],
+) -> list[Chat]:
+    """Return one chat of each physical call by start; *owners*: subagents by what they made."""
+    unmatched = {call.key: call for call in told}
+    chats: list[Chat] = []
+    taken: set[str] = set()
+    for seen, link in sorted(calls, key=lambda pair: (pair[0].start_ns, pair[0].call_id)):
+        key = call_key(seen)
+        if key in taken:
+            # A gateway's cache may answer twice with one response id: still two calls.
+            key = f"{key}#{seen.call_id}"
+        taken.add(key)
+        lane = {k: call for k, call in unmatched.items() if owners.get(k) == link.subagent_id}
+        same, matched_by = (
+            _same_call(seen, unmatched) or _nameless_answer(seen, lane) or (None, None)
+        )
+        owner = None
+        if same is not None:
+            del unmatched[same.key]
+            owner = owners.get(same.key)
+        chats.append(
+            Chat(
+                key=key,
+                told=same,
+                seen=seen,
+                evidence=link.evidence,
+                matched_by=matched_by,
+                subagent_id=link.subagent_id or owner,
+                compaction_key=_compaction_of(seen, compactions),
+            )
+        )
+    chats.extend(
+        Chat(key=call.key, told=call, subagent_id=owners.get(call.key))
+        for call in unmatched.values()
+    )
+    chats.sort(key=lambda chat: (chat.start_ns or chat.end_ns or 0, chat.key))
+    return _with_attempts(chats)
+
+
+def call_key(call: GatewayCall) -> str:
+    """Return what a call's span id is derived from: response id, else request id, else call id."""
+    return call.response_id or call.request_id or call.call_id
+
+
+def _with_attempts(chats: Sequence[Chat]) -> list[Chat]:
+    """Count what follows a failure: to try again is all that an agent can do in the same lane."""
+    lanes: dict[tuple[str | None, bool, str | None], list[Chat]] = defaultdict(list)
+    numbered = []
+    for chat in chats:
+        lane = lanes[chat.subagent_id, chat.is_side_call, chat.compaction_key]
+        if lane and lane[-1].error_type is None:
+            lane.clear()
+        lane.append(chat)
+        if len(lane) > 1:
+            numbered.append(replace(chat, attempt=len(lane), retry_of=lane[0].key))
+        else:
+            numbered.append(chat)
+    return numbered
+
+
+Match = tuple[ModelCall, str]
+
+
+def _same_call(seen: GatewayCall, told: Mapping[str, ModelCall]) -> Match | None:
+    """Return the record that names the same call, and by what."""
+    if seen.response_id is not None and seen.response_id in told:
+        return told[seen.response_id], "response_id"
+    if seen.request_id is not None:
+        for call in told.values():
+            if seen.request_id in {call.key, call.request_id}:
+                return call, "request_id"
+    known = told.get(seen.identity.call_key or "") if seen.identity is not None else None
+    # Attempts share the key of the call that came of them; of one broken off no end is told.
+    if known is not None and (
+        known.end_ns is None or (known.error_type is None) == (seen.error_type is None)
+    ):
+        return (known, "call_key") if known.request_id is None else None
+    if seen.error_type is None:
+        return None
+    nameless = [
+        call
+        for call in _nameless(told.values())
+        if call.end_ns is not None
+        and _distance(seen, call) < SAME_ATTEMPT_NS
+        # Of an answer that broke off, the agent may tell what came of it as if it were whole.
+        and (call.error_type is not None or seen.status_code == HTTPStatus.OK)
+    ]
+    return _nearest(seen, nameless, "time")
+
+
+def _nameless_answer(seen: GatewayCall, told: Mapping[str, ModelCall]) -> Match | None:
+    """Return the answer that an agent which keeps no ids tells: by tools, by tokens, or by time."""
+    if seen.error_type is not None or (seen.identity is not None and seen.identity.is_side_call):
+        return None
+    answers = [call for call in _nameless(told.values()) if call.error_type is None]
+    for call in answers:
+        if set(call.tool_call_ids or ()) & set(seen.tool_call_ids):
+            return call, "tool_call_id"
+    alike = [call for call in answers if _tokens_agree(seen, call)]
+    within = [call for call in answers if _lies_within(seen, call)]
+    return _nearest(seen, alike, "tokens") or _nearest(seen, within, "time")
+
+
+def _nameless(told: Iterable[ModelCall]) -> list[ModelCall]:
+    return [call for call in told if call.request_id is None and call.response_id is None]
+
+
+def _nearest(seen: GatewayCall, told: Sequence[ModelCall], matched_by: str) -> Match | None:
+    if not told:
+        return None
+    return min(told, key=lambda call: (_distance(seen, call), call.key)), matched_by
+
+
+def _tokens_agree(seen: GatewayCall, call: ModelCall) -> bool:
+    return (
+        seen.usage is not None
+        and call.usage is not None
+        and (call.usage.input_tokens, call.usage.output_tokens)
+        == (seen.usage.input_tokens, seen.usage.output_tokens)
+        and _distance(seen, call) < SAME_ATTEMPT_NS
+    )
+
+
+def _lies_within(seen: GatewayCall, call: ModelCall) -> bool:
+    return (
+        not (call.tool_call_ids or seen.tool_call_ids)
+        and call.start_ns is not None
+        and call.end_ns is not None
+        and call.start_ns <= seen.end_ns <= call.end_ns + SAME_ANSWER_NS
+        and seen.start_ns >= call.start_ns - SAME_ANSWER_NS
+    )
+
+
+def _distance(seen: GatewayCall, call: ModelCall) -> int:
+    return abs((call.end_ns or 0) - seen.end_ns)
+
+
+def _compaction_of(seen: GatewayCall, compactions: Sequence[Compaction]) -> str | None:
+    if seen.identity is None or seen.identity.request_class != "compaction":
+        return None
+    return compactions[0].key if compactions else None
