@@ -16,6 +16,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the expected trees of tests/agents anew"
     )
+    parser.addoption(
+        "--update-support", action="store_true", help="write the README's support table anew"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what fetches a gigabyte, unless CI or `make test-all` asks for it."""
+    if os.environ.get("CI") == "true":
+        return
+    left_out = [item for item in items if item.get_closest_marker("heavy")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

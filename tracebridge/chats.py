@@ -24,6 +24,13 @@ def put_together(
 ) -> list[Chat]:
     """Return one chat of each physical call by start; *owners*: subagents by what they made."""
     unmatched = {call.key: call for call in told}
+    nameless = {c.key: c for c in told if c.request_id is None and c.response_id is None}
+    names = {
+        name: call.key
+        for call in reversed(told)
+        for name in (call.request_id, call.response_id, call.key)
+        if name is not None
+    }
     chats: list[Chat] = []
     taken: set[str] = set()
     for seen, link in sorted(calls, key=lambda pair: (pair[0].start_ns, pair[0].call_id)):
@@ -32,13 +39,18 @@ def put_together(
             # A gateway's cache may answer twice with one response id: still two calls.
             key = f"{key}#{seen.call_id}"
         taken.add(key)
-        lane = {k: call for k, call in unmatched.items() if owners.get(k) == link.subagent_id}
         same, matched_by = (
-            _same_call(seen, unmatched) or _nameless_answer(seen, lane) or (None, None)
+            _named(seen, names, unmatched)
+            or _failed_nameless(seen, nameless.values())
+            or _answered_nameless(
+                seen, [c for k, c in nameless.items() if owners.get(k) == link.subagent_id]
+            )
+            or (None, None)
         )
         owner = None
         if same is not None:
             del unmatched[same.key]
+            nameless.pop(same.key, None)
             owner = owners.get(same.key)
         chats.append(
             Chat(
@@ -83,48 +95,47 @@ def _with_attempts(chats: Sequence[Chat]) -> list[Chat]:
 Match = tuple[ModelCall, str]
 
 
-def _same_call(seen: GatewayCall, told: Mapping[str, ModelCall]) -> Match | None:
+def _named(
+    seen: GatewayCall, names: Mapping[str, str], told: Mapping[str, ModelCall]
+) -> Match | None:
     """Return the record that names the same call, and by what."""
-    if seen.response_id is not None and seen.response_id in told:
-        return told[seen.response_id], "response_id"
-    if seen.request_id is not None:
-        for call in told.values():
-            if seen.request_id in {call.key, call.request_id}:
-                return call, "request_id"
+    for by, name in (("response_id", seen.response_id), ("request_id", seen.request_id)):
+        if name is not None and (call := told.get(names.get(name, ""))) is not None:
+            return call, by
     known = told.get(seen.identity.call_key or "") if seen.identity is not None else None
+    if known is None or known.request_id is not None:
+        return None
     # Attempts share the key of the call that came of them; of one broken off no end is told.
-    if known is not None and (
-        known.end_ns is None or (known.error_type is None) == (seen.error_type is None)
-    ):
-        return (known, "call_key") if known.request_id is None else None
+    alike = known.end_ns is None or (known.error_type is None) == (seen.error_type is None)
+    return (known, "call_key") if alike else None
+
+
+def _failed_nameless(seen: GatewayCall, told: Iterable[ModelCall]) -> Match | None:
+    """Return the failure that an agent tells without an id, or what came of a broken answer."""
     if seen.error_type is None:
         return None
-    nameless = [
+    near = [
         call
-        for call in _nameless(told.values())
+        for call in told
         if call.end_ns is not None
         and _distance(seen, call) < SAME_ATTEMPT_NS
         # Of an answer that broke off, the agent may tell what came of it as if it were whole.
         and (call.error_type is not None or seen.status_code == HTTPStatus.OK)
     ]
-    return _nearest(seen, nameless, "time")
+    return _nearest(seen, near, "time")
 
 
-def _nameless_answer(seen: GatewayCall, told: Mapping[str, ModelCall]) -> Match | None:
+def _answered_nameless(seen: GatewayCall, told: Iterable[ModelCall]) -> Match | None:
     """Return the answer that an agent which keeps no ids tells: by tools, by tokens, or by time."""
     if seen.error_type is not None or (seen.identity is not None and seen.identity.is_side_call):
         return None
-    answers = [call for call in _nameless(told.values()) if call.error_type is None]
+    answers = [call for call in told if call.error_type is None]
     for call in answers:
         if set(call.tool_call_ids or ()) & set(seen.tool_call_ids):
             return call, "tool_call_id"
     alike = [call for call in answers if _tokens_agree(seen, call)]
     within = [call for call in answers if _lies_within(seen, call)]
     return _nearest(seen, alike, "tokens") or _nearest(seen, within, "time")
-
-
-def _nameless(told: Iterable[ModelCall]) -> list[ModelCall]:
-    return [call for call in told if call.request_id is None and call.response_id is None]
 
 
 def _nearest(seen: GatewayCall, told: Sequence[ModelCall], matched_by: str) -> Match | None:

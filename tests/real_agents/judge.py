@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from claude import API_KEY
 from scenarios import SCENARIOS, Played, Stage
+from support import SHOWN
 
 from tracebridge import semconv
 from tracebridge.agents import agent
@@ -70,6 +71,16 @@ CLAUDE_CODE = Kind(
 )
 
 
+class Received(Protocol):
+    """A receiver, or the part of what it got that is judged."""
+
+    @property
+    def spans(self) -> list[ReceivedSpan]: ...
+
+    @property
+    def requests(self) -> list[Any]: ...
+
+
 @dataclass
 class Trial:
     """One scenario played with everything real, and what reached the backend."""
@@ -78,7 +89,8 @@ class Trial:
     home: Path
     workdir: Path
     truth: list[Attempt]
-    receiver: Receiver
+    # What reached the backend.
+    receiver: Received
     kind: Kind = CLAUDE_CODE
 
     @property
@@ -155,10 +167,9 @@ def trial(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
         monkeypatch.setenv("HOME", str(tmp_path / "play" / "home"))
         env = {**os.environ, "TRACEBRIDGE_HOME": str(home)}
-        which = agent(kind.slug)
-        wired = which.wire({}, hook_commands(which, home)) if hooks else {}
+        wired = wired_for(kind, home) if hooks else {}
         with (
-            _watcher(env),
+            running_watcher(env),
             started_gateway([f"{kind.family}={model.url}"], env) as url,
         ):
             assert url is not None
@@ -177,8 +188,14 @@ def trial(
         yield Trial(played, home, tmp_path / "play", model.calls(), receiver, kind)
 
 
+def wired_for(kind: Kind, home: Path) -> Mapping[str, Any]:
+    """Return what our hooks add to the agent's settings."""
+    which = agent(kind.slug)
+    return which.wire({}, hook_commands(which, home))
+
+
 @contextmanager
-def _watcher(env: Mapping[str, str]) -> Iterator[None]:
+def running_watcher(env: Mapping[str, str]) -> Iterator[None]:
     command = [sys.executable, "-X", "faulthandler", "-m", "tracebridge", "watch"]
     process = subprocess.Popen(command, env=env)
     try:
@@ -205,6 +222,8 @@ def judge_calls(trial: Trial, *, evidence: set[str], answered_only: bool = False
     for attempt, chat in zip(truth, chats, strict=True):
         assert chat.kind == CLIENT
         assert chat.attributes[semconv.LINK_EVIDENCE] in evidence
+        how = str(chat.attributes[semconv.LINK_EVIDENCE])
+        SHOWN.evidence.setdefault(trial.kind.slug, set()).add(how)
         _judge_place(trial, attempt, chat)
         if attempt.outcome == "answered":
             assert chat.status != ERROR
