@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from support import EVIDENCE, NAMES, README, Shown, in_readme, table, write_readme
 
 OURS = ("TRACEBRIDGE_", "RESPAN_", "OTEL_", "ANTHROPIC_", "CLAUDE_")
 
@@ -28,6 +30,55 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("heavy")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+class SupportTable:
+    """After a run of all real agents the README's support table must say what they showed."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._shown = Shown()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == "shown":
+                slug, behaviour, evidence = value
+                self._shown.behaviours.setdefault(slug, set()).add(behaviour)
+                self._shown.evidence.setdefault(slug, set()).update(evidence)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        options = self._config.option
+        # What did not run shows nothing.
+        part = options.keyword or options.markexpr or any("::" in a for a in self._config.args)
+        if session.testsfailed or part or not NAMES.keys() <= self._shown.behaviours.keys():
+            return
+        if options.update_support:
+            write_readme(self._shown)
+        elif in_readme() != table(self._shown):
+            print(f"\n{README}: the support table is not what was shown; run `make support`")  # noqa: T201  # beside pytest's own words
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Where tests run in several processes, only the one that started them knows of all.
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SupportTable(config))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    slug = item.path.stem.removeprefix("test_").replace("_", "-")
+    if call.when == "setup":
+        EVIDENCE.clear()
+    elif call.when == "call" and report.passed and slug in NAMES and hasattr(item, "callspec"):
+        behaviour = item.callspec.params.get("name")
+        if behaviour is not None and item.get_closest_marker("real_agent"):
+            report.user_properties.append(("shown", (slug, behaviour, sorted(EVIDENCE))))
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from claude import API_KEY
 from scenarios import SCENARIOS, Played, Stage
-from support import SHOWN
+from support import EVIDENCE
 
 from tracebridge import semconv
 from tracebridge.agents import agent
@@ -222,8 +222,7 @@ def judge_calls(trial: Trial, *, evidence: set[str], answered_only: bool = False
     for attempt, chat in zip(truth, chats, strict=True):
         assert chat.kind == CLIENT
         assert chat.attributes[semconv.LINK_EVIDENCE] in evidence
-        how = str(chat.attributes[semconv.LINK_EVIDENCE])
-        SHOWN.evidence.setdefault(trial.kind.slug, set()).add(how)
+        EVIDENCE.add(str(chat.attributes[semconv.LINK_EVIDENCE]))
         _judge_place(trial, attempt, chat)
         if attempt.outcome == "answered":
             assert chat.status != ERROR
