@@ -245,6 +245,33 @@ def test_a_launched_command_gives_its_calls_tags_and_its_end(claude, receiver):
     assert len(receiver.spans) == 2
 
 
+def test_a_turn_points_to_what_its_agent_was_started_in(claude, receiver):
+    """By a span link and attributes; the traceparent that an agent gives its hooks is not it."""
+    outer = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    env = {"TRACEPARENT": f"00-{'12' * 16}-{'34' * 8}-01", "TRACEBRIDGE_TRACEPARENT": outer}
+    claude.hook(0, "UserPromptSubmit", env, prompt="hello")
+    claude.hook(1, "Stop", env, last_assistant_message="hi")
+    assert watch_once(read_settings())
+    (root,) = receiver.spans
+    (link,) = root.message.links
+    assert (link.trace_id.hex(), link.span_id.hex()) == ("ab" * 16, "cd" * 8)
+    assert root.attributes["tracebridge.outer.trace_id"] == "ab" * 16
+    assert root.attributes["tracebridge.outer.span_id"] == "cd" * 8
+
+
+def test_an_outer_context_that_is_none_is_noted(claude, receiver, home):
+    """Zeros, rubbish and other versions are no context."""
+    for wrong in ("rubbish", f"00-{'0' * 32}-{'cd' * 8}-01", f"01-{'ab' * 16}-{'cd' * 8}-01"):
+        claude.hook(0, "UserPromptSubmit", {"TRACEBRIDGE_TRACEPARENT": wrong}, prompt="hello")
+    claude.hook(1, "Stop", last_assistant_message="hi")
+    assert watch_once(read_settings())
+    (root,) = receiver.spans
+    assert not root.message.links
+    with Store(home) as store:
+        (note,) = [note for note in store.notes() if "TRACEBRIDGE_TRACEPARENT" in note]
+    assert "00-TRACE_ID-SPAN_ID-01" in note
+
+
 def test_a_fork_tells_only_what_is_new(claude, receiver, home, tmp_path):
     """A forked session's file begins with copied lines: they add nothing."""
     claude.simple_turn()
@@ -375,4 +402,61 @@ def test_a_background_subagent_holds_its_turn_back(claude):
     now[0] += 3 * SECOND
     watcher.step()
     assert watcher.store.is_told(TRACE)
+    watcher.close()
+
+
+def test_two_at_work_share_what_each_took_in(claude, receiver):
+    """A turn of which one process took in the beginning and another the end is told as a whole."""
+    first, second = Watcher(read_settings()), Watcher(read_settings())
+    claude.hook(0, "UserPromptSubmit", prompt="hello")
+    claude.prompt_line(0, "hello")
+    first.step()
+    claude.answer_line(2, "msg_1", said("done"), began=1)
+    claude.hook(3, "Stop", last_assistant_message="done", background_tasks=[])
+    second.step()
+    first.step(settle_now=True)
+    second.step(settle_now=True)
+    first.close()
+    second.close()
+    assert watch_once(read_settings())
+    assert tree_of(receiver) == {
+        "invoke_agent claude-code": None,
+        "chat claude-opus-5-5": "invoke_agent claude-code",
+    }
+    assert receiver.spans[-1].attributes["tracebridge.turn.outcome"] == "completed"
+
+
+def test_a_turn_taken_in_and_not_put_together_is_found_again(claude, receiver, monkeypatch):
+    """Killed between taking in and putting together, the next watcher knows whose turn it is."""
+    claude.simple_turn()
+    watcher = Watcher(read_settings())
+    monkeypatch.setattr(watcher, "_take_in_transcripts", lambda _: exit_of_a_process())
+    with pytest.raises(SystemExit):
+        watcher.step()
+    watcher.close()
+    assert claude.spool.depth() == 0
+    assert watch_once(read_settings())
+    assert len(receiver.spans) == 2
+
+
+def exit_of_a_process():
+    raise SystemExit
+
+
+def test_a_clock_that_is_set_back_does_not_hold_a_turn(claude):
+    """A turn that is over is told as soon as it would have been; a sink is tried again."""
+    now = [time.time_ns() + 365 * 86_400 * SECOND]
+    claude.simple_turn()
+    watcher = Watcher(read_settings(), clock=lambda: now[0])
+    watcher.step()
+    watcher.store.postpone("otlp", now[0] + 60 * SECOND, "down")
+    now[0] -= 365 * 86_400 * SECOND
+    watcher.step()
+    now[0] += SECOND
+    watcher.step()
+    assert watcher.store.is_told(TRACE)
+    with watcher.store.transaction():
+        offered = [("a" * 16, b"x")]
+        watcher.store.offer(TRACE, offered, (), ["otlp"])
+    assert len(watcher.store.due("otlp", now[0], 10)) == 1
     watcher.close()

@@ -89,6 +89,10 @@ class CallIdentity:
         return self.request_class in {"auxiliary", "compaction"}
 
 
+# Why no turn claims a title call and the like, where an agent makes them in a thread of their own.
+SIDE_CALL = "a side call in a thread of its own"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayCall:
     """One HTTP attempt at a model, as a gateway saw it."""
@@ -138,6 +142,12 @@ class GatewayCall:
     # Of the one command that the gateway was started for: its process, and the user's tags in it.
     launcher_pid: int | None = None
     launcher_env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_to_a_model(self) -> bool:
+        """Say whether anything shows that a model was asked, and not for analytics or a list."""
+        known = (self.identity, self.requested_model, self.model, self.response_id, self.usage)
+        return self.dialect != "unknown" or any(fact is not None for fact in known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +311,8 @@ class Tags:
     span_name: str | None = None
     project_id: str | None = None
     metadata: tuple[tuple[str, str], ...] = ()
+    # The traceparent of what the agent was started by: a CI job, an orchestrator.
+    outer: str | None = None
 
 
 Part: TypeAlias = (

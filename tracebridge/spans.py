@@ -31,6 +31,7 @@ from tracebridge.model import (
     Span,
     SpanEvent,
     SpanKind,
+    SpanLink,
     Status,
     Subagent,
     Tags,
@@ -193,6 +194,8 @@ class _Renderer:
             semconv.CWD: turn.info.cwd,
             semconv.GIT_BRANCH: turn.info.git_branch,
             semconv.PERMISSION_MODE: turn.info.permission_mode,
+            semconv.OUTER_TRACE: turn.tags.outer and turn.tags.outer[3:35],
+            semconv.OUTER_SPAN: turn.tags.outer and turn.tags.outer[36:52],
             semconv.TURN_KEY: turn.turn_key,
             semconv.TURN_OUTCOME: turn.outcome,
             semconv.TURN_ORIGIN: prompt.origin if prompt is not None else None,
@@ -225,6 +228,7 @@ class _Renderer:
             status_message=turn.error_type or "failed" if failed else "",
             attributes=_known(self._common, own),
             events=tuple(self._prompt_event(prompt) for prompt in turn.prompts[1:]),
+            links=_outer_link(turn.tags),
         )
 
     def _prompt_event(self, prompt: Prompt) -> SpanEvent:
@@ -494,7 +498,8 @@ def _cost(call: ModelCall) -> Cost | None:
 
 def _sum_of_costs(costs: Iterable[Cost | None]) -> float | None:
     known = [cost.total for cost in costs if cost is not None]
-    return math.fsum(known) if known else None
+    # Ten digits behind the point are less than any price, and hide how binary fractions add up.
+    return round(math.fsum(known), 10) if known else None
 
 
 def _cost_attributes(cost: Cost | None) -> Attributes:
@@ -572,6 +577,13 @@ def _call(chat: Chat) -> ModelCall:
         error_message=seen.error_message,
         attempt=seen.attempt or told.attempt,
     )
+
+
+def _outer_link(tags: Tags) -> tuple[SpanLink, ...]:
+    """Return what points from a turn to the span that its agent was started in."""
+    if tags.outer is None:
+        return ()
+    return (SpanLink(trace_id=tags.outer[3:35], span_id=tags.outer[36:52]),)
 
 
 def _purpose(chat: Chat) -> str | None:
