@@ -30,7 +30,7 @@ FEATURES: Mapping[str, frozenset[str]] = {
         "Ctrl-C": "sigint_stream sigint_tool",
         "SIGTERM": "sigterm_stream sigterm_tool",
         "SIGKILL": "sigkill_tool sigkill_stream",
-        "Escape in the terminal": "escape_stream",
+        "Escape in the terminal": "escape_stream interactive",
         "waiting for approval": "permission_allowed permission_denied",
         "resumed sessions": "resume continue",
         "forked sessions": "fork",

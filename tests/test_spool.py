@@ -45,6 +45,16 @@ def test_a_call_comes_out_as_it_went_in(home):
     assert file.content == CALL
 
 
+def test_what_an_agent_told_otherwise_comes_out_as_it_went_in(home):
+    """What came over the network lies in the spool as a hook's event does."""
+    told = HookEvent(
+        agent="gemini-cli", time_ns=5, pid=0, env={}, payload=b'{"a":1}\0', payload_bytes=8
+    )
+    Spool(home).write_hook(told)
+    (file,) = Spool(home).read()
+    assert file.content == told
+
+
 def test_a_hook_event_is_read_as_the_hook_wrote_it(spool):
     """The payload may hold anything, NULs too; a value may hold an equals sign."""
     put(spool, "1", HOOK + b'{"a"\0\0\n')

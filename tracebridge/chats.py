@@ -33,7 +33,7 @@ def put_together(
     }
     chats: list[Chat] = []
     taken: set[str] = set()
-    for seen, link in sorted(calls, key=lambda pair: (pair[0].start_ns, pair[0].call_id)):
+    for seen, link in sorted(calls, key=_answers_first):
         key = call_key(seen)
         if key in taken:
             # A gateway's cache may answer twice with one response id: still two calls.
@@ -60,15 +60,21 @@ def put_together(
                 evidence=link.evidence,
                 matched_by=matched_by,
                 subagent_id=link.subagent_id or owner,
-                compaction_key=_compaction_of(seen, compactions),
             )
         )
     chats.extend(
         Chat(key=call.key, told=call, subagent_id=owners.get(call.key))
         for call in unmatched.values()
     )
+    chats = [replace(c, compaction_key=_compaction_of(c, compactions)) for c in chats]
     chats.sort(key=lambda chat: (chat.start_ns or chat.end_ns or 0, chat.key))
     return _with_attempts(chats)
+
+
+def _answers_first(pair: tuple[GatewayCall, Link]) -> tuple[bool, int, str]:
+    # A broken answer must not take the record of the one that came after all.
+    seen = pair[0]
+    return seen.error_type is not None, seen.start_ns, seen.call_id
 
 
 def call_key(call: GatewayCall) -> str:
@@ -127,9 +133,12 @@ def _failed_nameless(seen: GatewayCall, told: Iterable[ModelCall]) -> Match | No
 
 def _answered_nameless(seen: GatewayCall, told: Iterable[ModelCall]) -> Match | None:
     """Return the answer that an agent which keeps no ids tells: by tools, by tokens, or by time."""
-    if seen.error_type is not None or (seen.identity is not None and seen.identity.is_side_call):
+    if seen.error_type is not None:
         return None
     answers = [call for call in told if call.error_type is None]
+    if seen.identity is not None and seen.identity.is_side_call:
+        # Of its side calls an agent tells at most those that it tells apart.
+        answers = [call for call in answers if call.purpose is not None]
     for call in answers:
         if set(call.tool_call_ids or ()) & set(seen.tool_call_ids):
             return call, "tool_call_id"
@@ -168,7 +177,15 @@ def _distance(seen: GatewayCall, call: ModelCall) -> int:
     return abs((call.end_ns or 0) - seen.end_ns)
 
 
-def _compaction_of(seen: GatewayCall, compactions: Sequence[Compaction]) -> str | None:
-    if seen.identity is None or seen.identity.request_class != "compaction":
+def _compaction_of(chat: Chat, compactions: Sequence[Compaction]) -> str | None:
+    """Return the compaction that a call serves: of several the last that had begun by its end."""
+    identity = chat.seen.identity if chat.seen is not None else None
+    # The agent knows better than its request shows.
+    purpose = chat.told.purpose if chat.told is not None else None
+    if purpose is None and identity is not None:
+        purpose = identity.request_class
+    if purpose != "compaction" or not compactions:
         return None
-    return compactions[0].key if compactions else None
+    end_ns = chat.end_ns or 0
+    begun = [c.key for c in compactions if c.start_ns is not None and c.start_ns <= end_ns]
+    return begun[-1] if begun else compactions[0].key

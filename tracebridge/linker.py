@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tracebridge.ids import trace_id
-from tracebridge.model import Evidence, GatewayCall, Link, Turn
+from tracebridge.model import SIDE_CALL, CallIdentity, Chat, Evidence, GatewayCall, Link, Turn
 
 # Clocks of one machine, read by different processes.
 SKEW_NS = 1_000_000_000
+# Between what a gateway saw and what an agent without ids wrote of the end of the same answer.
+SAME_ANSWER_NS = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +98,14 @@ class _Index:
 
     def _by_window(self, call: GatewayCall) -> Link | str:
         identity = call.identity
-        if identity is None or identity.session_id is None:
+        if identity is None:
             return "no session in the request"
+        if identity.session_id is None:
+            return self._by_agent(call, identity)
+        turns = self._sessions.get((identity.agent, identity.session_id), [])
         if identity.turn_key:
             # It says whose it is; a guess would contradict it.
-            return "its turn is not known"
-        turns = self._sessions.get((identity.agent, identity.session_id), [])
+            return SIDE_CALL if identity.is_side_call and not turns else "its turn is not known"
         if not turns:
             return "its session is not known"
         during = _open_at(turns, call.start_ns, 0) or _open_at(turns, call.start_ns, SKEW_NS)
@@ -117,6 +121,50 @@ class _Index:
             evidence=Evidence.SESSION_WINDOW,
             subagent_id=_container(call, turn),
         )
+
+    def _by_agent(self, call: GatewayCall, identity: CallIdentity) -> Link | str:
+        """Link a call whose request names its agent and no more.
+
+        An answer is its who tells of one with its tokens at its time; of what failed and of side
+        calls nobody tells, so that only the time counts.
+        """
+        turns = [
+            turn
+            for (agent, _), group in self._sessions.items()
+            if agent == identity.agent
+            for turn in group
+        ]
+        subagents: dict[str, str | None] = {}
+        if call.error_type is None and not identity.is_side_call:
+            for turn in turns:
+                for chat in turn.chats:
+                    if _is_told(call, chat):
+                        subagents[turn.trace_id] = chat.subagent_id
+            claims = [turn for turn in turns if turn.trace_id in subagents]
+        else:
+            claims = _open_at(turns, call.start_ns, 0) or _open_at(turns, call.start_ns, SKEW_NS)
+        if len(claims) != 1:
+            return "more than one turn may have made it" if claims else "no turn tells of it"
+        return Link(
+            trace_id=claims[0].trace_id,
+            evidence=Evidence.SESSION_WINDOW,
+            subagent_id=_container(call, claims[0]) or subagents.get(claims[0].trace_id),
+        )
+
+
+def _is_told(call: GatewayCall, chat: Chat) -> bool:
+    """Say whether an agent that keeps no ids may have told of the answer to *call* in *chat*."""
+    told = chat.told
+    return (
+        told is not None
+        and told.response_id is None
+        and told.usage is not None
+        and call.usage is not None
+        and told.end_ns is not None
+        and abs(told.end_ns - call.end_ns) < SAME_ANSWER_NS
+        and (told.usage.input_tokens, told.usage.output_tokens)
+        == (call.usage.input_tokens, call.usage.output_tokens)
+    )
 
 
 def _open_at(turns: Sequence[Turn], time_ns: int, skew_ns: int) -> list[Turn]:

@@ -255,6 +255,8 @@ class Subagent:
     tool_key: str | None = None
     # The subagent that started this one, if it was not the main thread.
     parent_key: str | None = None
+    # A turn key under which hooks may tell of it as if it were a turn of the user.
+    own_turn_key: str | None = None
     start_ns: int | None = None
     end_ns: int | None = None
     output: str | None = None

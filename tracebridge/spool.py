@@ -14,6 +14,7 @@ can be written without a JSON encoder: by a hook that has no time to import one,
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import stat
@@ -50,18 +51,38 @@ class Spool:
         self._tmp = home / "spool" / "tmp"
         self._bad = home / "spool" / "bad"
         self._serial = itertools.count()
+        self._home = home
+        self._checked = False
 
     def create(self) -> None:
         """Make the directories, readable by nobody else. Raise OSError where that is impossible."""
-        for directory in (self.new, self._tmp, self._bad):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # One by one: parents that are made on the way get what the umask leaves.
+        for directory in (self.new.parent, self.new, self._tmp, self._bad):
+            directory.mkdir(mode=0o700, exist_ok=True)
 
     def write_call(self, call: GatewayCall) -> None:
         """Put *call* into the spool. Raise OSError if the disk does not take it."""
         time_ns = time.time_ns()
+        self._write(f"format=1\0kind=call\0time_ns={time_ns}", encode(call), time_ns)
+
+    def write_hook(self, event: HookEvent) -> None:
+        """Put what an agent told in another way into the spool. Raise OSError as `write_call`."""
+        head = f"format=1\0kind=hook\0agent={event.agent}\0time_ns={event.time_ns}\0pid={event.pid}"
+        self._write(head, event.payload, event.time_ns)
+
+    def _check(self) -> None:
+        """Raise OSError where somebody else could read or change what we write."""
+        if not self._checked:
+            stranger = why_not_ours(self._home)
+            if stranger is not None:
+                raise PermissionError(errno.EPERM, stranger, str(self._home))
+            self._checked = True
+
+    def _write(self, fields: str, payload: bytes, time_ns: int) -> None:
         name = f"{time_ns:020d}-{os.getpid()}-{next(self._serial)}{SUFFIX}"
-        head = f"format=1\0kind=call\0time_ns={time_ns}\0\0".encode()
         unfinished = self._tmp / name
+        self._check()
         try:
             file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileNotFoundError:
@@ -69,7 +90,7 @@ class Spool:
             file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(file, "wb") as stream:
-                stream.write(head + encode(call))
+                stream.write(fields.encode() + b"\0\0" + payload)
             unfinished.rename(self.new / name)
         except OSError:
             unfinished.unlink(missing_ok=True)
@@ -80,6 +101,15 @@ class Spool:
         files = map(self._read_file, itertools.islice(self._waiting(), limit))
         return [file for file in files if file is not None]
 
+    def all_files(self) -> Iterator[SpoolFile]:
+        """Yield every file, also those that were set aside or never finished."""
+        for directory in (self.new, self._bad, self._tmp):
+            with contextlib.suppress(FileNotFoundError):
+                for path in sorted(directory.iterdir()):
+                    file = self._read_file(path)
+                    if file is not None:
+                        yield file
+
     def depth(self) -> int:
         return sum(1 for _ in self._waiting())
 
@@ -88,7 +118,7 @@ class Spool:
 
     def set_aside(self, file: SpoolFile) -> Path:
         """Move a file that cannot be understood out of the way; nothing is deleted."""
-        self._bad.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._bad.mkdir(mode=0o700, exist_ok=True)
         place = self._bad / file.path.name
         # Another watcher may have done it already.
         with contextlib.suppress(FileNotFoundError):
@@ -134,6 +164,20 @@ class Spool:
             return SpoolFile(path, SpoolFileError(f"{path}: {error.strerror}"))
         except SpoolFileError as error:
             return SpoolFile(path, SpoolFileError(f"{path}: {error}"))
+
+
+def why_not_ours(home: Path) -> str | None:
+    """Say why what lies in *home* is not safe from other users, None if it is or is not there."""
+    try:
+        facts = home.stat()
+    except FileNotFoundError:
+        return None
+    # Root may work in a user's home, as in a container; it is not root that others would attack.
+    if facts.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+        return "it belongs to another user; set TRACEBRIDGE_HOME to a folder of your own"
+    if facts.st_mode & 0o002:
+        return f"everybody may write to it; run: chmod o-w {home}"
+    return None
 
 
 def parse(data: bytes, mtime_ns: int) -> HookEvent | GatewayCall:

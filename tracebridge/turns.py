@@ -7,7 +7,7 @@ set, so order and repetition cannot matter; a sighting that never comes leaves a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from tracebridge.ids import trace_id
 from tracebridge.model import (
     Chat,
     Compaction,
+    Evidence,
     FileEdit,
     GatewayCall,
     Link,
@@ -38,7 +39,7 @@ from tracebridge.model import (
     TurnState,
     Usage,
 )
-from tracebridge.unnamed import name_tools
+from tracebridge.unnamed import join_calls, name_tools, name_turns, number_compactions
 
 AnyPart = TypeVar(
     "AnyPart",
@@ -133,10 +134,22 @@ class TurnAssembler:
     def _by_turn(self) -> dict[str, list[Sighting]]:
         homes = self._homes()
         by_turn: dict[str, list[Sighting]] = defaultdict(list)
-        for sighting in self._sightings.values():
-            if _is_of_session(sighting):
+        own_turns = {
+            part.own_turn_key: part.key
+            for part in (sighting.part for sighting in self._sightings.values())
+            if isinstance(part, Subagent) and part.own_turn_key is not None
+        }
+        for told in name_turns(self._sightings.values()):
+            if _is_of_session(told):
                 continue
-            subagent = sighting.subagent_id
+            sighting = told
+            if told.turn_key in own_turns and told.subagent_id is None:
+                if isinstance(told.part, Prompt | TurnEnd):
+                    # Not the user's words, and not the end of what the user asked for.
+                    continue
+                if not isinstance(told.part, SessionInfo | Subagent | Tags):
+                    sighting = replace(told, subagent_id=own_turns[told.turn_key])
+            subagent = sighting.subagent_id or own_turns.get(sighting.turn_key or "")
             if isinstance(sighting.part, Subagent):
                 subagent = sighting.part.key
             turn_key = homes.get(subagent or "", sighting.turn_key)
@@ -173,7 +186,7 @@ class _Draft:
         self.turn_key = turn_key
         self._agent, self._session_id = session
         self.trace_id = trace_id(self._agent, self._session_id, turn_key)
-        sightings = name_tools(_own(sightings))
+        sightings = join_calls(name_tools(number_compactions(_own(sightings))))
         self._owners = _owners(sightings)
         self.prompts = _by_time(merge(sightings, Prompt))
         self.calls = _by_time(merge(sightings, ModelCall))
@@ -228,6 +241,7 @@ class _Draft:
             replace(prompt, mid_turn=True if position else prompt.mid_turn)
             for position, prompt in enumerate(self.prompts)
         )
+        waits = tuple(_waits(self._asks, self.tools))
         return Turn(
             agent=self._agent,
             session_id=self._session_id,
@@ -237,7 +251,10 @@ class _Draft:
             start_ns=start_ns,
             end_ns=None if end is None else max(end.end_ns, start_ns),
             outcome=None if end is None else end.outcome,
-            confirmed=end is not None and self._confirmed,
+            # A link that is inferred may become exact once more is told.
+            confirmed=end is not None
+            and self._confirmed
+            and not any(chat.evidence is Evidence.SESSION_WINDOW for chat in self.chats),
             error_type=None if end is None else end.error_type,
             prompts=prompts,
             answer=self._answer(end),
@@ -245,9 +262,9 @@ class _Draft:
             tags=self._tags,
             chats=tuple(self.chats),
             thinking=tuple(self.thinking),
-            tools=tuple(self.tools),
+            tools=tuple(_from_the_ask(self.tools, waits)),
             edits=tuple(self.edits),
-            waits=tuple(_waits(self._asks, self.tools)),
+            waits=waits,
             subagents=tuple(s for s in self.subagents if self._is_subagent(s)),
             compactions=tuple(self.compactions),
             tool_owners=self._owners,
@@ -474,14 +491,30 @@ def _waits(asks: Sequence[PermissionAsk], tools: Sequence[ToolCall]) -> list[Per
 
 
 def _asked_tool(ask: PermissionAsk, tools: Sequence[ToolCall]) -> ToolCall | None:
-    """Return the tool call with this name and input that had started when the ask came."""
+    """Return the tool call with this name and input that was under way, or next, when it came.
+
+    An agent that times its tools itself may begin to count once it may run one.
+    """
     candidates = [
         tool
         for tool in tools
         if tool.input_digest == ask.input_digest
         and tool.start_ns is not None
         and ask.start_ns is not None
-        and tool.start_ns <= ask.start_ns
         and (tool.end_ns is None or tool.end_ns >= ask.start_ns)
     ]
-    return max(candidates, key=lambda tool: (tool.start_ns or 0, tool.key), default=None)
+    begun = [tool for tool in candidates if (tool.start_ns or 0) <= (ask.start_ns or 0)]
+    if begun:
+        return max(begun, key=lambda tool: (tool.start_ns or 0, tool.key))
+    return min(candidates, key=lambda tool: (tool.start_ns or 0, tool.key), default=None)
+
+
+def _from_the_ask(tools: Iterable[ToolCall], waits: Iterable[PermissionAsk]) -> Iterator[ToolCall]:
+    """Yield the tool calls, each with the wait for its permission inside of it."""
+    asked = {wait.tool_key: wait.start_ns for wait in waits if wait.start_ns is not None}
+    for tool in tools:
+        asked_ns = asked.get(tool.key)
+        if asked_ns is not None and tool.start_ns is not None and asked_ns < tool.start_ns:
+            yield replace(tool, start_ns=asked_ns)
+        else:
+            yield tool

@@ -137,14 +137,30 @@ def test_context_and_tool_results_are_no_prompts(tmp_path):
 
 
 def test_hook_without_its_chat_file():
-    """A hook event whose chat file is gone belongs to the session's first turn."""
-    reading = hook(
-        {"session_id": SESSION, "hook_event_name": "BeforeAgent", "prompt": "p"},
-        TRACEBRIDGE_AGENT_PID="77",
-    )
-    session, prompt = reading.sightings
-    assert session.part.pid == 77
-    assert prompt.turn_key == "1"
+    """Without a chat file turns are counted: two prompts are two turns, and tools are theirs."""
+    payload = {"session_id": SESSION, "hook_event_name": "BeforeAgent", "prompt": "p"}
+    tool = {**payload, "hook_event_name": "BeforeTool", "tool_name": "t", "tool_input": {}}
+    stop = {**payload, "hook_event_name": "AfterAgent"}
+    start = 1_795_000_000_000_000_000
+    events = [payload, tool, stop, payload, tool, stop]
+    readings = [
+        hook(each, start + number * 1_000_000_000, TRACEBRIDGE_AGENT_PID="77")
+        for number, each in enumerate(events)
+    ]
+    assert readings[0].sightings[0].part.pid == 77
+    assembler = TurnAssembler("gemini-cli", SESSION)
+    for reading in reversed(readings):
+        assembler.add(reading.sightings)
+    turns = assembler.turns()
+    assert [(turn.turn_key, len(turn.tools)) for turn in turns] == [("1", 1), ("2", 1)]
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "/proc/1/mem/x", "/", "", "\ud800"])
+def test_a_hook_with_an_impossible_chat_file(path):
+    """Whatever a hook names as its chat file, its turn is told by counting."""
+    payload = {"session_id": SESSION, "hook_event_name": "BeforeAgent", "prompt": "p"}
+    reading = hook({**payload, "transcript_path": path})
+    assert [s.part.text for s in reading.sightings if isinstance(s.part, Prompt)] == ["p"]
 
 
 @given(st.binary(max_size=200))
@@ -154,6 +170,54 @@ def test_garbage_hooks(data):
         agent="gemini-cli", time_ns=1, pid=1, env={}, payload=data, payload_bytes=len(data)
     )
     assert gemini_cli.parse_hook(event).notes
+
+
+def test_a_chat_file_without_its_header(tmp_path):
+    """A file that goes on without its beginning is its session's by what a hook told of it."""
+    path = write_chat(tmp_path, said(1, "go"), answered(1, content="done", model="m"))
+    path.write_bytes(path.read_bytes().partition(b"\n")[2])
+    assert parts(path, Prompt) == []
+    reading = gemini_cli.read_transcript(path, Cursor())
+    assert (reading.notes, reading.cursor.offset) == ({"transcript without its header": 1}, 0)
+    payload = {"session_id": SESSION, "hook_event_name": "AfterAgent"}
+    stop = hook({**payload, "transcript_path": str(path), "timestamp": "2026-11-21T05:31:02Z"})
+    assert stop.sightings[-1].turn_key == "1"
+    (told,) = parts(path, Prompt)
+    assert (told.text, parts(path, ModelCall)[-1].output_text) == ("go", "done")
+    other = path.with_name(f"session-2026-11-21T05-31-{SESSION[1:9]}.jsonl")
+    path.rename(other)
+    assert parts(other, Prompt) == []
+
+
+def test_a_chat_file_of_an_older_version(tmp_path):
+    """One JSON document tells the same, once it is whole."""
+    path = tmp_path / f"session-2026-11-21T05-31-{SESSION[:8]}.json"
+    messages = [said(1, "go"), answered(1, content="done", model="m"), {"type": "new"}, 7]
+    document = {"sessionId": SESSION, "startTime": "2026-11-21T05:31:00Z", "messages": messages}
+    text = json.dumps(document, indent=2)
+    path.write_text(text[:-20])
+    assert gemini_cli.read_transcript(path, Cursor()).cursor.offset == 0
+    path.write_text(text)
+    reading = gemini_cli.read_transcript(path, Cursor())
+    kinds = {type(sighting.part) for sighting in reading.sightings}
+    assert {Prompt, ModelCall, TurnEnd} <= kinds
+    assert gemini_cli.read_transcript(path, reading.cursor).sightings == ()
+
+
+def test_escape_interrupts(tmp_path):
+    """A cancelled request interrupts its turn, though its prompt is rolled back as a failed one's."""
+    cancel = {**said(2, ""), "type": "info", "content": "Request cancelled."}
+    patch = {"$set": {"messages": [{"id": "c"}], "lastUpdated": "2026-11-21T05:31:03Z"}}
+    (end,) = parts(write_chat(tmp_path, said(1, "go"), cancel, patch), TurnEnd)
+    assert end.outcome is Outcome.INTERRUPTED
+
+
+def test_what_was_taken_back_has_happened(tmp_path):
+    """A conversation that was rewound keeps its turns, and the file says nothing strange."""
+    path = write_chat(tmp_path, said(1, "go"), {"$rewindTo": "u1"}, said(2, "go on"))
+    reading = gemini_cli.read_transcript(path, Cursor())
+    assert not reading.notes
+    assert [prompt.text for prompt in parts(path, Prompt)] == ["go", "go on"]
 
 
 def test_garbage_in_a_chat_file(tmp_path):
@@ -212,8 +276,28 @@ def test_launch(words, headers, tmp_path):
     assert given == ["gemini", *words]
     assert told["GEMINI_CLI_CUSTOM_HEADERS"] == headers
     assert told["GOOGLE_GEMINI_BASE_URL"] == "http://h:1/api/google/gemini"
-    written = Path(told["GEMINI_CLI_SYSTEM_SETTINGS_PATH"])
-    assert "BeforeAgent" in json.loads(written.read_text())["hooks"]
+    # Telemetry tells turns apart where headers do not.
+    exports = "x-tracebridge-turn" not in headers
+    assert told.get("GEMINI_TELEMETRY_OTLP_ENDPOINT") == ("http://h:1" if exports else None)
+    assert told.get("GEMINI_TELEMETRY_LOG_PROMPTS") == ("false" if exports else None)
+    # Below a folder of everybody's, Gemini CLI would refuse system settings with a warning.
+    assert told["GEMINI_CLI_SYSTEM_SETTINGS_PATH"] == env["GEMINI_CLI_SYSTEM_SETTINGS_PATH"]
+
+
+@pytest.mark.parametrize("exporting", ["env", "settings"])
+def test_launch_leaves_an_exporter_alone(exporting, tmp_path):
+    """Who sends Gemini CLI's telemetry elsewhere goes on getting it."""
+    env = {"TRACEBRIDGE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    if exporting == "env":
+        env["GEMINI_TELEMETRY_OTLP_ENDPOINT"] = "http://theirs:4318"
+    else:
+        (tmp_path / ".gemini").mkdir()
+        text = '// mine\n{"telemetry": {"enabled": true}}'
+        (tmp_path / ".gemini" / "settings.json").write_text(text)
+    launch = Launch(commands=COMMANDS, gateway_url="http://h:1", env=env)
+    _, told = gemini_cli.launch(["gemini"], launch)
+    assert "GEMINI_TELEMETRY_ENABLED" not in told
+    assert told.get("GEMINI_TELEMETRY_OTLP_ENDPOINT") in {None, "http://theirs:4318"}
 
 
 def test_identify_call():
@@ -225,6 +309,8 @@ def test_identify_call():
     assert gemini_cli.identify_call(headers, router).is_side_call
     assert gemini_cli.identify_call({"x-tracebridge-session": "other/s"}, {}) is None
     assert gemini_cli.identify_call({}, {}) is None
+    unnamed = gemini_cli.identify_call({"user-agent": "GeminiCLI-tui/0.61.0/m (linux)"}, {})
+    assert (unnamed.agent, unnamed.session_id, unnamed.turn_key) == ("gemini-cli", None, None)
 
 
 def test_upstream(tmp_path):

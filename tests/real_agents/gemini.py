@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,12 +15,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from terminal import wait_until
+from terminal import Terminal, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BINARY = REPOSITORY / ".agents" / "bin" / "gemini"
 API_KEY = "gemini-fake-0123456789abcdefghij"
 MODEL = "gemini-2.5-pro"
+
+
+def say(terminal: Terminal, line: str, timeout: float = 30.0) -> None:
+    """Type a line into a waiting prompt and send it.
+
+    A return that comes right behind the text is taken for a part of it, and another one needed.
+    """
+    terminal.wait_until_gone("esc to cancel")
+    terminal.wait_for_text("Type your message")
+    terminal.send(line)
+    terminal.wait_for_text(rf"\* +{re.escape(line)}")
+    deadline = time.monotonic() + timeout
+    while True:
+        terminal.press("enter")
+        try:
+            terminal.wait_for_text(rf"> +{re.escape(line)}", 2.0)
+        except TimeoutError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 @dataclass(frozen=True)
@@ -124,6 +147,13 @@ class GeminiCli:
 
     def run(self, prompt: str, *options: str, session_id: str | None = None) -> Finished:
         return self.start(prompt, *options, session_id=session_id).finish()
+
+    def terminal(self, session_id: str) -> Terminal:
+        """Start an interactive session in a terminal of its own."""
+        words = [*self.launcher, str(BINARY), "-m", MODEL, "--skip-trust", "-y"]
+        return Terminal(
+            [*words, "--session-id", session_id], cwd=self.project, env=self.environment()
+        )
 
     def chats(self) -> list[Path]:
         return sorted((self.home / ".gemini" / "tmp").glob("*/chats/*.jsonl"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemini import Finished, GeminiCli
+from gemini import Finished, GeminiCli, say
 
 from tracebridge.testing.scripted_gemini import ScriptedGemini
 from tracebridge.testing.scripted_model import (
@@ -216,6 +217,50 @@ def resume_after_failure(stage: Stage) -> Played:
     return _played(first, second, third)
 
 
+def subagent(stage: Stage) -> Played:
+    stage.model.script(
+        {
+            "have it counted": [
+                Reply([Thinking("Somebody else shall."), _delegate("count the files")]),
+                Reply([Text("There are three.")]),
+            ],
+            "count the files": [
+                Reply([Thinking("I count."), _shell("echo three")]),
+                Reply([ToolUse("complete_task", {"result": {"response": "three files"}})]),
+            ],
+        }
+    )
+    return _played(stage.gemini().run("have it counted"))
+
+
+def interactive(stage: Stage) -> Played:
+    """Three prompts in a terminal, the last one broken off by Escape."""
+    stage.model.script(
+        {
+            "say hello": [Reply([Thinking("A greeting."), Text("Hello there.")])],
+            "list it": [Reply([_shell("echo listed")]), Reply([Text("All is listed.")])],
+            "tell a story": [
+                Reply([Text("A long story begins.")], hold=Hold("never", after_events=1))
+            ],
+        }
+    )
+    session_id = str(uuid.uuid4())
+    with stage.gemini().terminal(session_id) as terminal:
+        say(terminal, "say hello")
+        terminal.wait_for_text("Hello there")
+        say(terminal, "list it")
+        terminal.wait_for_text("All is listed")
+        say(terminal, "tell a story")
+        stage.model.wait_until_held("never")
+        terminal.answer("escape", "esc to cancel")
+        terminal.press("ctrl-c")
+        terminal.wait_for_text(r"Press Ctrl\+C again")
+        terminal.press("ctrl-c")
+        exit_code = terminal.wait()
+    stage.model.gate("never").set()
+    return Played((exit_code,), (session_id,))
+
+
 def two_sessions(stage: Stage) -> Played:
     """Two at once in one folder."""
     for word in ("red", "green"):
@@ -252,9 +297,15 @@ SCENARIOS: dict[str, Scenario] = {
         sigkill_stream,
         resume,
         resume_after_failure,
+        interactive,
+        subagent,
         two_sessions,
     )
 }
+
+
+def _delegate(task: str) -> ToolUse:
+    return ToolUse("invoke_agent", {"agent_name": "generalist", "prompt": task})
 
 
 def _shell(command: str) -> ToolUse:

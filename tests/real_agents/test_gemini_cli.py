@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from gemini_scenarios import SCENARIOS, Stage
 from judge import (
     ERROR,
     Kind,
+    Trial,
     judge_calls,
     judge_secrets,
     judge_spans,
@@ -21,7 +23,9 @@ from judge import (
 )
 
 from tracebridge import semconv
+from tracebridge.store import Store
 from tracebridge.testing.scripted_gemini import ScriptedGemini
+from tracebridge.testing.scripted_model import Attempt
 
 pytestmark = pytest.mark.real_agent
 
@@ -42,6 +46,33 @@ GEMINI_CLI = Kind(
 )
 LAUNCHER = (sys.executable, "-m", "tracebridge", "run", "--")
 
+
+def _exporting_stage(wired: Mapping[str, Any], *, base_url: str, **rest: Any) -> Stage:
+    """Return a stage in which Gemini CLI's own telemetry goes to our gateway, by settings."""
+    telemetry = {
+        "enabled": True,
+        "target": "local",
+        "otlpEndpoint": base_url.removesuffix(GEMINI_CLI.path),
+        "otlpProtocol": "http",
+        "logPrompts": False,
+    }
+    return Stage(settings={**wired, "telemetry": telemetry}, base_url=base_url, **rest)
+
+
+def _vertex_stage(wired: Mapping[str, Any], *, env: Mapping[str, str], **rest: Any) -> Stage:
+    """Return a stage in which Gemini CLI goes to Vertex AI."""
+    vertex = {
+        "GOOGLE_GENAI_USE_VERTEXAI": "true",
+        "GOOGLE_API_KEY": API_KEY,
+        "GOOGLE_VERTEX_BASE_URL": rest["base_url"],
+    }
+    settings = {**wired, "security": {"auth": {"selectedType": "vertex-ai"}}}
+    return Stage(settings=settings, env={**env, **vertex}, **rest)
+
+
+VERTEX = replace(GEMINI_CLI, stage=_vertex_stage, family="vertex", path="/api/google/vertexai")
+EXPORTING = replace(GEMINI_CLI, stage=_exporting_stage)
+
 OUTCOMES = {
     "simple": ["completed"],
     "tools": ["completed"],
@@ -52,11 +83,30 @@ OUTCOMES = {
     "stream_cut": ["failed"],
     "stream_cut_once": ["completed"],
     "sigint_stream": ["interrupted"],
+    "sigkill_stream": ["abandoned"],
+    "interactive": ["completed", "completed", "interrupted"],
+    "subagent": ["completed"],
     "two_sessions": ["completed", "completed"],
 }
 
 
-@pytest.mark.parametrize("name", OUTCOMES)
+def judge_tokens(played: Trial) -> None:
+    """No token is counted twice: what all answers have is what the model gave."""
+    answers = [chat for chat in played.of_type("llm") if chat.status != ERROR]
+    for name in (semconv.INPUT_TOKENS, semconv.OUTPUT_TOKENS):
+        counted = sum(chat.attributes.get(name, 0) for chat in answers)
+        assert counted == sum(_true(attempt)[name] for attempt in played.truth)
+
+
+def _true(attempt: Attempt) -> Mapping[str, int]:
+    usage = attempt.usage or {"input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 0}
+    return {
+        semconv.INPUT_TOKENS: usage["input_tokens"] + usage["cache_read_input_tokens"],
+        semconv.OUTPUT_TOKENS: usage["output_tokens"],
+    }
+
+
+@pytest.mark.parametrize("name", sorted(OUTCOMES.keys() - {"interactive", "subagent"}))
 def test_behaviour(name, tmp_path, monkeypatch):
     """Launched by us, each call is once in its turn with its usage, and twice gives the same."""
     # With hooks in the user's settings: Gemini CLI trusts no system settings below /tmp.
@@ -74,6 +124,55 @@ def test_behaviour(name, tmp_path, monkeypatch):
         assert len(played.spans) == before
 
 
+def test_in_a_terminal(tmp_path, monkeypatch):
+    """Of three prompts in one session each has its calls; the one ended by Escape says so."""
+    with trial(
+        "interactive", tmp_path, monkeypatch, kind=GEMINI_CLI, gateway=False, launcher=LAUNCHER
+    ) as played:
+        assert played.outcomes == OUTCOMES["interactive"]
+        judge_calls(played, evidence={"response_id", "tool_call_id", "session_window"})
+        judge_tools(played)
+        judge_spans(played)
+        judge_tokens(played)
+        assert [turn.attributes[semconv.TURN_CALLS] for turn in played.turns] == [1, 2, 1]
+
+
+def test_nothing_edited(tmp_path, monkeypatch):
+    """`run` needs no hook: gateway, telemetry and chat file tell of subagents and tools alike."""
+    with trial(
+        "subagent",
+        tmp_path,
+        monkeypatch,
+        kind=GEMINI_CLI,
+        gateway=False,
+        hooks=False,
+        launcher=LAUNCHER,
+    ) as played:
+        assert played.outcomes == ["completed"]
+        judge_calls(played, evidence={"turn_id"})
+        judge_tools(played)
+        judge_spans(played)
+        judge_tags(played)
+        judge_tokens(played)
+        (agent,) = played.of_type("subagent")
+        inside = [s.name for s in played.spans if s.parent_span_id == agent.span_id]
+        assert sorted(inside) == [
+            "chat gemini-2.5-pro",
+            "chat gemini-2.5-pro",
+            "execute_tool complete_task",
+            "execute_tool run_shell_command",
+        ]
+
+
+def test_vertex(tmp_path, monkeypatch):
+    """Calls that go to Vertex AI are linked as those to the Gemini API are."""
+    with trial("parallel_tools", tmp_path, monkeypatch, kind=VERTEX) as played:
+        assert played.outcomes == ["completed"]
+        judge_calls(played, evidence={"tool_call_id"})
+        judge_tools(played)
+        judge_tokens(played)
+
+
 def test_without_a_launcher(tmp_path, monkeypatch):
     """Hooks in the settings and a gateway: calls with tools are linked by their tool call ids."""
     with trial("resume", tmp_path, monkeypatch, kind=GEMINI_CLI) as played:
@@ -81,6 +180,30 @@ def test_without_a_launcher(tmp_path, monkeypatch):
         judge_calls(played, evidence={"tool_call_id"})
         judge_tools(played)
         judge_spans(played)
+
+
+@pytest.mark.parametrize("name", ["simple", "error_400", "stream_cut_once"])
+def test_without_a_launcher_and_without_tools(name, tmp_path, monkeypatch):
+    """A call that names nothing is its who tells of such an answer then: inferred, and once."""
+    with trial(name, tmp_path, monkeypatch, kind=GEMINI_CLI) as played:
+        assert played.outcomes == OUTCOMES[name]
+        judge_calls(played, evidence={"tool_call_id", "session_window"})
+        judge_spans(played)
+        judge_tokens(played)
+
+
+@pytest.mark.parametrize("name", ["tools", "stream_cut_once"])
+def test_native_telemetry(name, tmp_path, monkeypatch):
+    """Its own telemetry, sent to our gateway, makes each answer's link exact by its response id."""
+    with trial(name, tmp_path, monkeypatch, kind=EXPORTING) as played:
+        assert played.outcomes == OUTCOMES[name]
+        # Under load a turn may be over for longer than telemetry takes to come.
+        judge_calls(played, evidence={"response_id", "tool_call_id", "session_window"})
+        judge_tools(played)
+        judge_spans(played)
+        judge_tokens(played)
+        with Store(played.home) as store:
+            assert set(store.link_counts()) == {"response_id"}
 
 
 def test_without_a_gateway(tmp_path, monkeypatch):

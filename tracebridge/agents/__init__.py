@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from tracebridge.edits import Change, Format
 from tracebridge.model import CallIdentity, HookEvent, Sighting
 
 
@@ -38,6 +39,18 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PastSession:
+    """A session that an agent remembers."""
+
+    # Its main transcript.
+    path: Path
+    session_id: str
+    # The folder in which it worked, by path or name.
+    project: str | None
+    changed_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """What a launched agent needs to know of us."""
 
@@ -46,6 +59,55 @@ class Launch:
     # Base URL of our gateway, without a path; None: the agent talks to its model directly.
     gateway_url: str | None
     env: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What is kept of the log records that an agent exports about itself."""
+
+    # Its `service.name`.
+    service: str
+    # Names of attributes by name of event; all else is let go before anything is written.
+    kept: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a user wants to stand in an agent's settings."""
+
+    # "global" or "local": for all of the user's projects, or for one.
+    scope: str
+    home: Path
+    project: Path
+    env: Mapping[str, str] = field(repr=False)
+    # The hook's shell commands by kind, as for `wire`.
+    commands: Mapping[str, str]
+    # Base URLs by family, as the agent's own client wants them; none: requests go where they went.
+    routes: Mapping[str, str] = field(default_factory=dict)
+    # Where the gateway's key is found: a reference of `tracebridge.keys`. None: where it was.
+    key: str | None = None
+    model: str | None = None
+    # To be sent with each request.
+    headers: Mapping[str, str] = field(default_factory=dict)
+    # Whether the agent shall send a traceparent of its own.
+    traceparent: bool = False
+    # Whether hooks shall run that nobody approved.
+    trust_hooks: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """What shall stand in one file, and what goes again."""
+
+    path: Path
+    # None: a folder.
+    form: Format | None
+    # From what stands there to what is to be changed. Raise ValueError where that is impossible.
+    wire: Callable[[Mapping[str, Any]], Iterable[Change]] = lambda _: ()
+    # What is ours by its look, whether anybody remembers writing it or not.
+    unwire: Callable[[Mapping[str, Any]], Iterable[Change]] = lambda _: ()
+    # Ours as a whole or not at all: once others have written to it, it is theirs.
+    whole: bool = False
 
 
 class Agent(Protocol):
@@ -57,6 +119,9 @@ class Agent(Protocol):
     PROGRAM: str
     # Versions that the tests drive.
     TESTED_VERSION: str
+    # Whether it keeps a session's main transcript open for as long as it runs: then one that
+    # nobody has open is that of a session whose process is gone.
+    KEEPS_TRANSCRIPT_OPEN: bool
 
     def parse_hook(self, event: HookEvent) -> Reading:
         """Return what one hook event tells. Never raises: what does not parse is noted."""
@@ -70,6 +135,13 @@ class Agent(Protocol):
         """Return the main transcript of a session below the user's *home*, if there is one."""
         ...
 
+    def past_sessions(self, home: Path) -> Iterable[PastSession]:
+        """Return the sessions that it remembers below the user's *home*, those of subagents not.
+
+        Raise OSError where it remembers them and they cannot be read.
+        """
+        ...
+
     def read_transcript(self, path: Path, cursor: Cursor) -> Reading:
         """Return what the file says beyond *cursor*. Raise OSError where it cannot be read."""
         ...
@@ -80,16 +152,27 @@ class Agent(Protocol):
         """Return who made a model request, from lower-case headers and the parsed body, or None."""
         ...
 
-    def settings_path(self, scope: str, home: Path, project: Path) -> Path:
-        """Return the agent's settings file of a scope, "global" or "local"."""
-        ...
-
     def wire(self, settings: Mapping[str, Any], commands: Mapping[str, str]) -> dict[str, Any]:
         """Return *settings* with our hooks. Raise ValueError where they cannot be added."""
         ...
 
     def unwire(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return *settings* without our hooks."""
+        ...
+
+    def settings_folder(self, wish: Wish) -> Path:
+        """Return the agent's own folder of a scope."""
+        ...
+
+    def edits(self, wish: Wish) -> Iterable[Edit]:
+        """Return the edits of all files that a wish may concern, in the order to make them.
+
+        Raise ValueError where the agent cannot be set up as wished.
+        """
+        ...
+
+    def remarks(self, wish: Wish) -> Iterable[str]:
+        """Return what the user must know, or do, once all of it is written."""
         ...
 
     def launch(self, command: Sequence[str], launch: Launch) -> tuple[list[str], dict[str, str]]:
@@ -107,6 +190,8 @@ def agents() -> Mapping[str, Agent]:
     modules = (
         importlib.import_module(f"{__name__}.{info.name}")
         for info in pkgutil.iter_modules(__path__)
+        # Shared by several.
+        if not info.name.startswith("_")
     )
     return {module.SLUG: cast("Agent", module) for module in modules}
 
@@ -117,6 +202,13 @@ def agent(name: str) -> Agent | None:
         if name == each.SLUG or name in each.ALIASES:
             return each
     return None
+
+
+@cache
+def telemetry() -> Mapping[str, tuple[str, Telemetry]]:
+    """Return slug and telemetry, by service, of each agent whose module has a TELEMETRY."""
+    known = {slug: getattr(module, "TELEMETRY", None) for slug, module in agents().items()}
+    return {each.service: (slug, each) for slug, each in known.items() if each is not None}
 
 
 def identify_call(headers: Mapping[str, str], body: Mapping[str, Any]) -> CallIdentity | None:

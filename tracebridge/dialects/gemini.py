@@ -187,7 +187,7 @@ def _tool_result_ids(conversation: msgspec.Raw) -> tuple[str, ...]:
     # The earlier ones were carried by earlier requests too.
     for raw in reversed(contents):
         content = dict_of(msgspec.json.decode(raw))
-        if content.get("role") in {"user", "function"}:
+        if text_of(content, "role") in {"user", "function"}:
             responses = [
                 dict_of(part.get("functionResponse")) for part in dicts_in(content.get("parts"))
             ]

@@ -269,7 +269,7 @@ def _tool_result_ids(conversation: msgspec.Raw) -> tuple[str, ...]:
         result_id = _result_id(item)
         if result_id is not None:
             found.append(result_id)
-        elif item.get("role") not in {"user", "developer", "system"}:
+        elif text_of(item, "role") not in {"user", "developer", "system"}:
             # The model's own words: what came before was carried by earlier requests too.
             break
     return tuple(reversed(found))

@@ -2,5 +2,5 @@
 
 Our own gateway (`proxy`) is a byte path with a copy beside it: `upstream` says where a request
 goes, `framing` where a message ends, `relay` moves the bytes, `recorder` makes `GatewayCall`s of
-the copy.
+the copy. On the same port, `otlp` takes what agents export about themselves.
 """

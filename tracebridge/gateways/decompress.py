@@ -9,6 +9,8 @@ from typing import Any
 
 # What a copy may grow to; a few kilobytes can be made to decompress to gigabytes.
 OUTPUT_LIMIT = 64 * 1024 * 1024
+# Of what is compressed; four bytes of zstd may stand for 128 kB.
+_PIECE = 256
 
 
 class CannotDecompressError(Exception):
@@ -50,7 +52,7 @@ def _stage(name: str) -> Callable[[bytes], bytes]:
         return _Deflate().feed
     if name == "zstd":
         # In the standard library from Python 3.14 on.
-        standard = _optional_module("compression.zstd")
+        standard = _optional_module("compression.zstd") or _optional_module("backports.zstd")
         if standard is not None:
             return _limited(standard.ZstdDecompressor())
         module = _optional_module("zstandard")
@@ -93,8 +95,15 @@ def _limited(decompressor: Any) -> Callable[[bytes], bytes]:
 
 def _bound(function: Any) -> Callable[[bytes], bytes]:
     def feed(data: bytes) -> bytes:
-        output: bytes = function(data)
-        return output
+        # These know no limit of their own: little by little, so that it shows in time.
+        pieces: list[bytes] = []
+        size = 0
+        for start in range(0, len(data), _PIECE):
+            pieces.append(function(data[start : start + _PIECE]))
+            size += len(pieces[-1])
+            if size > OUTPUT_LIMIT:
+                raise CannotDecompressError(f"more than {OUTPUT_LIMIT} bytes")
+        return b"".join(pieces)
 
     return feed
 

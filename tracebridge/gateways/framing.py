@@ -232,6 +232,7 @@ class ResponseReader:
         # Bound by name to what httptools looks for.
         self.on_body = on_body
         self._fields: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
         self._in_head = True
         self._interim = False
         self._framed = False
@@ -267,11 +268,16 @@ class ResponseReader:
         if self.done:
             raise _EndOfMessage
         self._fields = []
+        self._head_bytes = 0
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers come this way too.
         if self._in_head:
+            self._head_bytes += len(name) + len(value)
+            if self._head_bytes > HEAD_LIMIT:
+                # Relayed all the same; only the copy must not grow without end.
+                raise _EndOfMessage
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tracebridge.gateways.otlp import OtlpReceiver
 from tracebridge.gateways.recorder import Complaints, Recorder
 from tracebridge.gateways.relay import ClientConnection, Relay
 from tracebridge.gateways.upstream import parse_upstreams
-from tracebridge.model import GatewayCall
+from tracebridge.model import GatewayCall, HookEvent
+from tracebridge.scrub import scrub_call
 from tracebridge.spool import Spool
 from tracebridge.tags import tags_in
 
@@ -83,10 +85,12 @@ async def serve(
     options: GatewayOptions,
     record: Callable[[GatewayCall], None],
     ready: Callable[[str], None],
+    take: Callable[[HookEvent], None] | None = None,
 ) -> None:
     """Run the gateway until cancelled; then let requests under way end before returning.
 
     *record* is called in a thread of its own, one call at a time, and may block or raise.
+    *take* gets what agents export about themselves, in threads; without it nobody can export.
     *ready* gets the base URL once connections are accepted.
     """
     loop = asyncio.get_running_loop()
@@ -100,6 +104,8 @@ async def serve(
         send_traceparent=options.send_traceparent,
         tls=tls,
     )
+    if take is not None:
+        relay.take_over = OtlpReceiver(take)
     host, port = parse_listen(options.listen)
     try:
         try:
@@ -155,11 +161,11 @@ async def _serve_until_signal(options: GatewayOptions, spool: Spool) -> None:
     launcher_env = tags_in(os.environ) if options.launcher_pid is not None else {}
 
     def record(call: GatewayCall) -> None:
-        spool.write_call(
-            replace(call, launcher_pid=options.launcher_pid, launcher_env=launcher_env)
-        )
+        call = replace(call, launcher_pid=options.launcher_pid, launcher_env=launcher_env)
+        # What an upstream says of an error may repeat what it was sent.
+        spool.write_call(call if call.error_message is None else scrub_call(call))
 
-    serving = loop.create_task(serve(options, record, announce))
+    serving = loop.create_task(serve(options, record, announce, spool.write_hook))
     for number in (signal.SIGTERM, signal.SIGINT):
         # A second signal cuts the draining short: cancelling again interrupts it.
         loop.add_signal_handler(number, serving.cancel)

@@ -18,10 +18,11 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 from tracebridge import ids
+from tracebridge.dialects import find_dialect
 from tracebridge.gateways.framing import (
     BadRequestError,
     BodyReader,
@@ -46,9 +47,30 @@ _REASONS = {
     400: ("Bad Request", "invalid_request_error", "INVALID_ARGUMENT"),
     403: ("Forbidden", "permission_error", "PERMISSION_DENIED"),
     404: ("Not Found", "not_found_error", "NOT_FOUND"),
+    426: ("Upgrade Required", "invalid_request_error", "FAILED_PRECONDITION"),
     431: ("Request Header Fields Too Large", "invalid_request_error", "INVALID_ARGUMENT"),
     502: ("Bad Gateway", "api_error", "UNAVAILABLE"),
 }
+
+
+class Connection(Protocol):
+    """What we expect of a client's connection once we are told to stop."""
+
+    def drain(self) -> None:
+        """End it as soon as no request is under way."""
+        ...
+
+    def abort(self) -> None:
+        """End it at once."""
+        ...
+
+
+class TakeOver(Protocol):
+    """What we expect of who serves requests that are for nobody behind us."""
+
+    def __call__(self, relay: Relay, head: RequestHead) -> asyncio.Protocol | None:
+        """Return who serves the rest of a connection that says *head* now, or None."""
+        ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +82,8 @@ class Relay:
     complaints: Complaints
     send_traceparent: bool
     tls: ssl.SSLContext
-    connections: set[ClientConnection] = field(default_factory=set)
+    take_over: TakeOver = lambda _relay, _head: None
+    connections: set[Connection] = field(default_factory=set)
     draining: bool = False
     on_idle: Callable[[], None] = lambda: None
 
@@ -190,12 +213,27 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(error.status, str(error))
             return False
         self._head_scanned = 0
+        other = self._relay.take_over(self._relay, head)
+        if other is not None:
+            self._hand_over(other)
+            return False
         rest = bytes(self._held[end:])
         self._held.clear()
         route = self._admit(head)
         if route is not None:
             self._start_exchange(head, route, rest)
         return True
+
+    def _hand_over(self, other: asyncio.Protocol) -> None:
+        """Leave the connection to *other*, with the request that it shall answer."""
+        held = bytes(self._held)
+        self._held.clear()
+        self._ending = True
+        self._drop_upstream(reset=False)
+        self._relay.connections.discard(self)
+        self._transport.set_protocol(other)
+        other.connection_made(self._transport)
+        other.data_received(held)
 
     def _admit(self, head: RequestHead) -> Route | None:
         """Return where the request may go, or answer it and return None."""
@@ -207,21 +245,26 @@ class ClientConnection(asyncio.Protocol):
                 without_body=without_body,
             )
             return None
-        if not _LOOPBACK_HOST.fullmatch(head.fields["host"]):
-            self._refuse(
-                403,
-                "the Host is not this machine's own; use http://127.0.0.1:PORT as base URL",
-                without_body=without_body,
-            )
+        stranger = why_strange(head)
+        if stranger is not None:
+            self._refuse(403, stranger, without_body=without_body)
             return None
-        origin = head.fields.get("origin")
-        if origin is not None and not _is_loopback_origin(origin):
-            self._refuse(403, "web pages may not use the gateway", without_body=without_body)
+        if self._is_agents_websocket(head):
+            # In a tunnel no call could be told from the next. To 426 the one agent that asks for it
+            # goes on over HTTP, at once and in silence.
+            self._refuse(426, "model calls go over plain HTTP here")
             return None
         route = self._relay.upstreams.route(head.target)
         if route is None:
             self._refuse(404, self._relay.upstreams.missing(head.target), without_body=without_body)
         return route
+
+    def _is_agents_websocket(self, head: RequestHead) -> bool:
+        return (
+            head.fields.get("upgrade", "").lower() == "websocket"
+            and find_dialect("POST", head.target.partition("?")[0]) is not None
+            and identify(head.fields, {}, self._relay.complaints) is not None
+        )
 
     def _start_exchange(self, head: RequestHead, route: Route, rest: bytes) -> None:
         body = body_reader(head)
@@ -569,6 +612,16 @@ def _reset(transport: asyncio.Transport) -> None:
 def _race_of_addresses(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
     # So that a name whose first address does not answer is still reached. uvloop cannot do it.
     return {"happy_eyeballs_delay": 0.25} if isinstance(loop, asyncio.BaseEventLoop) else {}
+
+
+def why_strange(head: RequestHead) -> str | None:
+    """Say why a request cannot come from a program on this machine, if it cannot."""
+    if not _LOOPBACK_HOST.fullmatch(head.fields["host"]):
+        return "the Host is not this machine's own; use http://127.0.0.1:PORT as base URL"
+    origin = head.fields.get("origin")
+    if origin is not None and not _is_loopback_origin(origin):
+        return "web pages may not use the gateway"
+    return None
 
 
 def _is_loopback_origin(origin: str) -> bool:

@@ -54,6 +54,8 @@ class _GeminiHandler(Handler):
             )
         elif found and method in {"generateContent", "streamGenerateContent"}:
             self._answer(attempt, _as_messages(found[1], method, body, attempt))
+            if _is_subagents(body):
+                self.play.update(attempt, request_class="subagent")
         else:
             self._send_error(attempt, HttpError(404, f"no such method: {path}"))
 
@@ -104,6 +106,16 @@ class _GeminiHandler(Handler):
             told = {"code": error.status, "message": error.message, "status": word}
             error = replace(error, body=json.dumps({"error": told}).encode())
         super()._send_error(attempt, error)
+
+
+def _is_subagents(body: JsonObject) -> bool:
+    # No header says so, but it alone has this tool, to say that it is done.
+    tools = dicts_in(body.get("tools"))
+    return any(
+        declared.get("name") == "complete_task"
+        for tool in tools
+        for declared in dicts_in(tool.get("functionDeclarations"))
+    )
 
 
 def _as_messages(model: str, method: str, body: JsonObject, attempt: Attempt) -> JsonObject:

@@ -13,33 +13,51 @@ Format facts, each seen with 0.61.0:
 * A turn that failed is rolled back: a `$set` of the messages leaves its prompt out. A turn that was
   broken off stays, without an answer. Neither fires AfterAgent.
 * A resumed session begins with a `$set` of its history: the same ids, new times, no token counts.
-* A system settings file is passed over if a folder above it can be written to by others.
+* A prompt broken off by Escape is rolled back, too, behind an `info` line that says so; AfterAgent
+  fires as after an answer.
+* A subagent has a chat file of its own, `chats/<session>/<agent>.jsonl`; the line of the tool call
+  that started it has its `agentId`. Its tools fire the session's hooks and name no subagent.
+* A chat file may be deleted at the start of another process; what is still written to it makes a
+  new one without the header. Versions before wrote one JSON document, `.json`.
+* A system settings file counts only if it and all folders above it are root's, and writable by
+  nobody else; otherwise there is a warning.
 * Requests carry no id of session or turn; `GEMINI_CLI_CUSTOM_HEADERS` of one process can.
+* Its telemetry tells of response ids, with prompts not logged, too. With nobody there to take it,
+  the process takes 8 s longer to end.
 """
 
 from __future__ import annotations
 
 from tracebridge.agents.gemini_cli.chat import find_transcript, read_transcript, transcripts
+from tracebridge.agents.gemini_cli.edits import edits, remarks, settings_folder
 from tracebridge.agents.gemini_cli.hooks import parse_hook
+from tracebridge.agents.gemini_cli.past import past_sessions
 from tracebridge.agents.gemini_cli.payload import SLUG
 from tracebridge.agents.gemini_cli.requests import identify_call
-from tracebridge.agents.gemini_cli.wiring import launch, settings_path, unwire, upstream, wire
+from tracebridge.agents.gemini_cli.telemetry import TELEMETRY
+from tracebridge.agents.gemini_cli.wiring import launch, unwire, upstream, wire
 
 ALIASES = ("gemini",)
 PROGRAM = "gemini"
 TESTED_VERSION = "0.61.0"
+KEEPS_TRANSCRIPT_OPEN = False
 
 __all__ = [
     "ALIASES",
+    "KEEPS_TRANSCRIPT_OPEN",
     "PROGRAM",
     "SLUG",
+    "TELEMETRY",
     "TESTED_VERSION",
+    "edits",
     "find_transcript",
     "identify_call",
     "launch",
     "parse_hook",
+    "past_sessions",
     "read_transcript",
-    "settings_path",
+    "remarks",
+    "settings_folder",
     "transcripts",
     "unwire",
     "upstream",

@@ -17,9 +17,16 @@ from tracebridge.agents.gemini_cli.payload import (
     prompt,
     time_of,
 )
-from tracebridge.agents.gemini_cli.prompts import session_files, text_of_prompt, turn_at
+from tracebridge.agents.gemini_cli.prompts import (
+    remember_session,
+    session_files,
+    session_of,
+    subagent_files,
+    text_of_prompt,
+    turn_at,
+)
 from tracebridge.fields import as_json, count_of, dict_of, dicts_in, text_of
-from tracebridge.lines import read_objects
+from tracebridge.lines import parse_object, read_objects
 from tracebridge.model import (
     ModelCall,
     Outcome,
@@ -27,6 +34,7 @@ from tracebridge.model import (
     SessionInfo,
     Sighting,
     Source,
+    Subagent,
     Thinking,
     ToolCall,
     TurnEnd,
@@ -34,19 +42,24 @@ from tracebridge.model import (
 )
 
 SILENT_LINES = frozenset({"info", "error", "warning"})
+# What the user is told who pressed Escape; AfterAgent fires then as after an answer.
+CANCELLED = "Request cancelled."
 
 
 def transcripts(path: Path) -> Iterable[Path]:
-    """Return the session's chat files: resuming it later begins another one."""
-    return session_files(path)
+    """Return the session's chat files: resuming it later begins another one, as do subagents."""
+    return [*session_files(path), *subagent_files(path)]
 
 
 def find_transcript(session_id: str, home: Path) -> Path | None:
     # The id comes off the wire and becomes part of a path.
     if not re.fullmatch(r"[0-9a-f]{8}-[0-9a-f-]{27}", session_id):
         return None
-    chats = (home / ".gemini" / "tmp").glob(f"*/chats/session-*-{session_id[:8]}.jsonl")
-    return max(chats, key=lambda path: path.name, default=None)
+    chats = (home / ".gemini" / "tmp").glob(f"*/chats/session-*-{session_id[:8]}.json*")
+    found = max(chats, key=lambda path: path.name, default=None)
+    if found is not None:
+        remember_session(found, session_id)
+    return found
 
 
 def read_transcript(path: Path, cursor: Cursor) -> Reading:
@@ -54,16 +67,40 @@ def read_transcript(path: Path, cursor: Cursor) -> Reading:
     if stat.st_ino != cursor.inode or stat.st_size < cursor.offset:
         cursor = Cursor(inode=stat.st_ino)
     reader = _ChatReader(path, cursor.memory)
+    if path.suffix == ".json":
+        return _read_document(path, cursor, reader)
     offset = cursor.offset
     for line, offset_behind in read_objects(path, cursor.offset):
-        offset = offset_behind
         if isinstance(line, str):
             reader.notes[f"transcript line {line}"] += 1
+        elif not reader.knows_session(line):
+            # Once a hook has told whose it is, it is read from here.
+            reader.notes["transcript without its header"] += 1
+            break
         else:
             reader.read(line)
+        offset = offset_behind
     return Reading(
         sightings=tuple(reader.sightings),
         cursor=Cursor(offset=offset, inode=stat.st_ino, memory=reader.memory()),
+        notes=reader.notes,
+    )
+
+
+def _read_document(path: Path, cursor: Cursor, reader: _ChatReader) -> Reading:
+    """Read a chat file as versions before 0.61 wrote it: one JSON document, written anew."""
+    data = path.read_bytes()
+    if len(data) == cursor.offset:
+        return Reading(cursor=cursor)
+    document = parse_object(data)
+    if isinstance(document, str):
+        # It may be in the middle of being written.
+        return Reading(cursor=cursor, notes={f"transcript {document}": 1})
+    for line in ({**document, "messages": None}, *dicts_in(document.get("messages"))):
+        reader.read(line)
+    return Reading(
+        sightings=tuple(reader.sightings),
+        cursor=Cursor(offset=len(data), inode=cursor.inode),
         notes=reader.notes,
     )
 
@@ -75,7 +112,10 @@ class _ChatReader:
         self.sightings: list[Sighting] = []
         self.notes: Counter[str] = Counter()
         self._path = path
-        self._session_id: str | None = memory.get("session_id")
+        # A file that was deleted while it was written goes on without its header.
+        self._session_id: str | None = memory.get("session_id") or session_of(path)
+        # Whose file it is, if not the session's own.
+        self._subagent_id: str | None = memory.get("subagent_id")
         self._turn_key: str | None = memory.get("turn_key")
         self._prompt_id: str | None = memory.get("prompt_id")
         # When the input of the next model call was recorded.
@@ -86,24 +126,45 @@ class _ChatReader:
     def memory(self) -> Mapping[str, Any]:
         return {
             "session_id": self._session_id,
+            "subagent_id": self._subagent_id,
             "turn_key": self._turn_key,
             "prompt_id": self._prompt_id,
             "asked_ns": self._asked_ns,
             "started": dict(list(self._started.items())[-50:]),
         }
 
+    def knows_session(self, line: dict[str, Any]) -> bool:
+        return self._session_id is not None or isinstance(line.get("sessionId"), str)
+
     def read(self, line: dict[str, Any]) -> None:
         if "$set" in line:
             self._read_patch(dict_of(line["$set"]))
+        elif "$rewindTo" in line:
+            # What was taken back has happened all the same.
+            return
         elif isinstance(session_id := line.get("sessionId"), str):
+            if line.get("kind") == "subagent":
+                self._read_subagent(session_id, time_of(line.get("startTime")))
+                return
             self._session_id = session_id
             # Resumed within the minute, the session goes on in the same file, from its beginning.
             self._prompt_id = None
-            self._see(SessionInfo(key="session", transcript=str(self._path)), 0)
-        elif self._session_id is None:
-            self.notes["transcript line before its session ignored"] += 1
+            info = SessionInfo(
+                key="session", transcript=str(self._path), cwd=_project_root(self._path)
+            )
+            self._see(info, 0)
         else:
             self._read_message(line)
+
+    def _read_subagent(self, agent_id: str, start_ns: int | None) -> None:
+        # Its folder is named after the session, whose files lie beside the folder.
+        folder = self._path.parent
+        self._session_id, self._subagent_id = folder.name, agent_id
+        chats = folder.parent.glob(f"session-*-{folder.name[:8]}.json*")
+        main = max(chats, key=lambda path: path.name, default=None)
+        if start_ns is not None:
+            self._turn_key = turn_at(main, self._session_id, start_ns)
+            self._see(Subagent(key=agent_id, start_ns=start_ns), start_ns)
 
     def _read_patch(self, patch: dict[str, Any]) -> None:
         messages = dicts_in(patch.get("messages"))
@@ -122,16 +183,18 @@ class _ChatReader:
             self._prompt_id = None
 
     def _read_message(self, message: dict[str, Any]) -> None:
-        kind, message_id = message.get("type"), text_of(message, "id")
+        kind, message_id = text_of(message, "type"), text_of(message, "id")
         time_ns = time_of(message.get("timestamp"))
         if kind in SILENT_LINES:
+            if message.get("content") == CANCELLED and time_ns is not None:
+                self._read_cancel(time_ns)
             return
         if time_ns is None or message_id is None:
             self.notes[f"transcript line {str(kind)[:40]!r} without id or time ignored"] += 1
         elif kind == "user":
             self._asked_ns = time_ns
             text = text_of_prompt(message)
-            if text is not None:
+            if text is not None and self._subagent_id is None:
                 self._prompt_id = message_id
                 self._turn_key = turn_at(self._path, self._session_id or "", time_ns)
                 self._see(prompt(text, time_ns), time_ns)
@@ -139,6 +202,14 @@ class _ChatReader:
             self._read_answer(message, message_id, time_ns)
         else:
             self.notes[f"transcript line type {str(kind)[:40]!r} ignored"] += 1
+
+    def _read_cancel(self, time_ns: int) -> None:
+        if self._prompt_id is not None:
+            key = f"cancelled:{self._prompt_id}"
+            end = TurnEnd(key=key, end_ns=time_ns, outcome=Outcome.INTERRUPTED)
+            self._see(end, time_ns)
+            # It is rolled back, too, but did not fail.
+            self._prompt_id = None
 
     def _read_answer(self, message: dict[str, Any], key: str, time_ns: int) -> None:
         if self._turn_key is None:
@@ -175,7 +246,7 @@ class _ChatReader:
         )
         for tool in tools:
             self._read_tool(tool, time_ns)
-        if answer is not None and not tools:
+        if answer is not None and not tools and self._subagent_id is None:
             # Tools that are still to run are not in the line yet; their start says that it goes on.
             self._see(
                 TurnEnd(
@@ -218,6 +289,17 @@ class _ChatReader:
         )
         for edit in file_edits(key, name, arguments, tool.get("resultDisplay"), failed=failed):
             self._see(edit, end_ns)
+        if (agent_id := text_of(tool, "agentId")) is not None:
+            given = dict_of(arguments)
+            subagent = Subagent(
+                key=agent_id,
+                type=text_of(given, "agent_name"),
+                description=text_of(given, "prompt"),
+                tool_key=key,
+                end_ns=end_ns,
+                output=said,
+            )
+            self._see(subagent, end_ns)
 
     def _see(self, part: Part, time_ns: int) -> None:
         of_session = isinstance(part, SessionInfo)
@@ -230,9 +312,18 @@ class _ChatReader:
                 source=Source.TRANSCRIPT,
                 time_ns=time_ns,
                 turn_key=None if of_session else self._turn_key,
+                subagent_id=None if isinstance(part, Subagent) else self._subagent_id,
                 part=part,
             )
         )
+
+
+def _project_root(path: Path) -> str | None:
+    """Return the folder that Gemini CLI ran in, from what it wrote beside its chat files."""
+    try:
+        return (path.parent.parent / ".project_root").read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _tool_key(tool: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from tracebridge.agents.gemini_cli.payload import (
     prompt,
     time_of,
 )
-from tracebridge.agents.gemini_cli.prompts import turn_at
+from tracebridge.agents.gemini_cli.prompts import remember_session, turn_at
+from tracebridge.agents.gemini_cli.telemetry import read_telemetry
 from tracebridge.fields import as_json, dict_of, text_of
 from tracebridge.lines import parse_object
 from tracebridge.model import (
@@ -41,6 +42,8 @@ def parse_hook(event: HookEvent) -> Reading:
         cut = event.payload_bytes > len(event.payload)
         notes[f"hook payload {'cut at its cap' if cut else payload}"] += 1
         return Reading(notes=notes)
+    if "telemetry" in payload:
+        return read_telemetry(payload["telemetry"])
     session_id = text_of(payload, "session_id")
     name = text_of(payload, "hook_event_name")
     if session_id is None or name is None:
@@ -71,9 +74,10 @@ def parse_hook(event: HookEvent) -> Reading:
         return Reading(sightings=(session,), notes=notes)
     # The hook itself starts some milliseconds later.
     said_ns = time_of(payload.get("timestamp")) or event.time_ns
-    turn_key = turn_at(
-        Path(chat or "nowhere"), session_id, said_ns, beginning=name == "BeforeAgent"
-    )
+    path = Path(chat) if chat else None
+    if path is not None:
+        remember_session(path, session_id)
+    turn_key = turn_at(path, session_id, said_ns, beginning=name == "BeforeAgent")
     told = (
         Sighting(
             agent=SLUG,

@@ -11,9 +11,11 @@ from typing import Any
 from tracebridge.agents.gemini_cli.payload import time_of
 from tracebridge.fields import dict_of, dicts_in, text_of
 from tracebridge.lines import read_objects
+from tracebridge.model import UNNAMED
 
 CONTEXT = "<session_context>"
-_CHAT = re.compile(r"session-[0-9T-]+-([0-9a-f]{8})\.jsonl")
+# Before 0.61, one JSON document; its ending alone tells it apart.
+_CHAT = re.compile(r"session-[0-9T-]+-([0-9a-f]{8})\.jsonl?")
 _MOST_FILES = 64
 
 
@@ -32,19 +34,55 @@ class _Seen:
 _seen: OrderedDict[Path, _Seen] = OrderedDict()
 
 
+# A file's name has the first letters of its session's id alone.
+_sessions: OrderedDict[Path, str] = OrderedDict()
+
+
+def remember_session(path: Path, session_id: str) -> None:
+    """Keep in mind whose chat file *path* is, should it turn out to lack its header."""
+    _sessions[path] = session_id
+    _sessions.move_to_end(path)
+    if len(_sessions) > _MOST_FILES:
+        _sessions.popitem(last=False)
+
+
+def session_of(path: Path) -> str | None:
+    found = _CHAT.fullmatch(path.name)
+    known = _sessions.get(path)
+    return known if known is not None and found is not None and known[:8] == found[1] else None
+
+
 def session_files(path: Path) -> list[Path]:
     """Return the chat files beside *path* that are of its session by their names."""
     found = _CHAT.fullmatch(path.name)
     if found is None:
         return [path]
-    return sorted({path, *path.parent.glob(f"session-*-{found[1]}.jsonl")})
+    return sorted({path, *path.parent.glob(f"session-*-{found[1]}.json*")})
 
 
-def turn_at(path: Path, session_id: str, time_ns: int, *, beginning: bool = False) -> str:
+def subagent_files(path: Path) -> list[Path]:
+    """Return the chat files of the subagents of the session whose chat file is *path*."""
+    found = _CHAT.fullmatch(path.name)
+    return sorted(path.parent.glob(f"{found[1]}-*/*.jsonl")) if found is not None else []
+
+
+def turn_at(path: Path | None, session_id: str, time_ns: int, *, beginning: bool = False) -> str:
     """Return the key of the turn that runs at a time, or that is just *beginning* then."""
+    if path is None or not _is_there(path):
+        # Whoever knows all that was told of the session can count its prompts.
+        return f"{UNNAMED}{time_ns}"
     times = sorted(_prompts(path, session_id).values())
     before = sum(time < time_ns if beginning else time <= time_ns for time in times)
     return str(before + 1 if beginning else max(before, 1))
+
+
+def _is_there(path: Path) -> bool:
+    # Unlike exists(), whatever a hook was given as a path.
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def text_of_prompt(message: dict[str, Any]) -> str | None:
@@ -68,7 +106,8 @@ def _prompts(path: Path, session_id: str) -> dict[str, int]:
             seen = _read(file)
         except OSError:
             continue
-        if seen.session_id == session_id:
+        # A file that was deleted and goes on lacks its beginning, and the id with it.
+        if seen.session_id in {session_id, None}:
             for message_id, time_ns in seen.prompts.items():
                 # A copy has the time of the copying.
                 prompts[message_id] = min(prompts.get(message_id, time_ns), time_ns)

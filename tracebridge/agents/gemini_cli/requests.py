@@ -9,21 +9,24 @@ from tracebridge.agents.gemini_cli.payload import SLUG
 from tracebridge.fields import dict_of
 from tracebridge.model import CallIdentity
 
-# By themselves requests say nothing; a launched process is told to send these.
+# By themselves requests say no more than which program they are of.
+USER_AGENT = "GeminiCLI"
+# A launched process is told to send these.
 SESSION_HEADER = "x-tracebridge-session"
 TURN_HEADER = "x-tracebridge-turn"
 
 
 def identify_call(headers: Mapping[str, str], body: Mapping[str, Any]) -> CallIdentity | None:
     agent, slash, session_id = headers.get(SESSION_HEADER, "").partition("/")
-    if agent != SLUG or not slash or not session_id:
+    is_launched = agent == SLUG and bool(slash and session_id)
+    if not is_launched and not headers.get("user-agent", "").startswith(USER_AGENT):
         return None
     # The router picks a model: it answers in JSON, and never with a tool.
     config = dict_of(body.get("generationConfig"))
     routes = config.get("responseMimeType") == "application/json" and "tools" not in body
     return CallIdentity(
         agent=SLUG,
-        session_id=session_id,
-        turn_key=headers.get(TURN_HEADER),
+        session_id=session_id if is_launched else None,
+        turn_key=headers.get(TURN_HEADER) if is_launched else None,
         request_class="auxiliary" if routes else None,
     )

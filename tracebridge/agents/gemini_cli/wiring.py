@@ -7,16 +7,20 @@ be told by environment.
 from __future__ import annotations
 
 import os
-import shlex
 import uuid
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from tracebridge.agents import Launch
+from tracebridge.agents._hooks import hook_changes, unhook_changes
 from tracebridge.agents.gemini_cli.payload import SLUG
 from tracebridge.agents.gemini_cli.requests import SESSION_HEADER, TURN_HEADER
-from tracebridge.fields import as_json, dict_of, text_of
+from tracebridge.agents.gemini_cli.telemetry import telemetry_env
+from tracebridge.edits import Change, changed
+from tracebridge.edits.env_lines import EnvLines
+from tracebridge.fields import as_json, dict_of
 from tracebridge.lines import parse_object
 
 # Not BeforeModel and AfterModel: they fire per attempt and chunk, with the whole history.
@@ -33,54 +37,32 @@ CUSTOM_HEADERS = "GEMINI_CLI_CUSTOM_HEADERS"
 RESUMES = frozenset({"-r", "--resume", "--session-file"})
 
 
-def settings_path(scope: str, home: Path, project: Path) -> Path:
-    """Return the settings file of a scope, "global" or "local" (the project's)."""
-    return (project if scope == "local" else home) / ".gemini" / "settings.json"
-
-
 def wire(settings: Mapping[str, Any], commands: Mapping[str, str]) -> dict[str, Any]:
     """Return *settings* with our hooks, and everything else as it was.
 
     Raise ValueError where something stands that hooks cannot be added to.
     """
-    wired = unwire(settings)
-    hooks = wired.get("hooks", {})
-    if not isinstance(hooks, dict):
-        raise ValueError('"hooks" is not an object')
-    if dict_of(wired.get("hooksConfig")).get("enabled") is False:
-        raise ValueError('"hooksConfig.enabled" is false, so no hook would run')
-    hooks = dict(hooks)
-    for event in EVENTS:
-        groups = hooks.get(event, [])
-        if not isinstance(groups, list):
-            raise ValueError(f'"hooks.{event}" is not a list')
-        command = AGENT_PID + commands["hot" if event in HOT_EVENTS else "hook"]
-        entry = {
-            "name": "tracebridge",
-            "type": "command",
-            "command": command,
-            "timeout": TIMEOUT_MS,
-        }
-        hooks[event] = [*groups, {"matcher": "*", "hooks": [entry]}]
-    return {**wired, "hooks": hooks}
+    return changed(settings, wire_changes(settings, commands))
 
 
 def unwire(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return *settings* without what `wire` adds, and everything else as it was."""
-    hooks = settings.get("hooks")
-    if not isinstance(hooks, dict):
-        return dict(settings)
-    rest: dict[str, Any] = {}
-    for event, groups in hooks.items():
-        if not isinstance(groups, list):
-            rest[event] = groups
-            continue
-        kept = [left for group in groups if (left := _without_ours(group)) is not None]
-        if kept or not groups:
-            rest[event] = kept
-    if rest or not hooks:
-        return {**settings, "hooks": rest}
-    return {name: value for name, value in settings.items() if name != "hooks"}
+    return changed(settings, unhook_changes(settings))
+
+
+def wire_changes(settings: Mapping[str, Any], commands: Mapping[str, str]) -> Iterator[Change]:
+    if dict_of(settings.get("hooksConfig")).get("enabled") is False:
+        raise ValueError('"hooksConfig.enabled" is false, so no hook would run')
+    groups = {}
+    for event in EVENTS:
+        entry = {
+            "name": "tracebridge",
+            "type": "command",
+            "command": AGENT_PID + commands["hot" if event in HOT_EVENTS else "hook"],
+            "timeout": TIMEOUT_MS,
+        }
+        groups[event] = {"matcher": "*", "hooks": [entry]}
+    yield from hook_changes(settings, groups)
 
 
 def launch(command: Sequence[str], launch: Launch) -> tuple[list[str], dict[str, str]]:
@@ -90,26 +72,52 @@ def launch(command: Sequence[str], launch: Launch) -> tuple[list[str], dict[str,
     if session_id is None and not any(word.partition("=")[0] in RESUMES for word in given):
         session_id = str(uuid.uuid4())
         given[1:1] = ["--session-id", session_id]
+    is_one_turn = bool({"-p", "--prompt"} & {word.partition("=")[0] for word in given})
     if session_id is not None:
         headers = [f"{SESSION_HEADER}: {SLUG}/{session_id}"]
-        if {"-p", "--prompt"} & {word.partition("=")[0] for word in given}:
+        if is_one_turn:
             # One prompt and out: all that this process asks belongs to the session's first turn.
             headers.append(f"{TURN_HEADER}: 1")
         env[CUSTOM_HEADERS] = ", ".join(filter(None, [env.get(CUSTOM_HEADERS), *headers]))
     if launch.gateway_url is not None:
         env["GOOGLE_GEMINI_BASE_URL"] = f"{launch.gateway_url}/api/google/gemini"
         env["GOOGLE_VERTEX_BASE_URL"] = f"{launch.gateway_url}/api/google/vertexai"
-    env[SYSTEM_SETTINGS] = str(_write_settings(launch))
+        if session_id is None or not is_one_turn:
+            # Headers tell the session at best; and its SDK has a line to say on stderr.
+            env |= telemetry_env(launch.gateway_url, env, Path.cwd())
+    settings = _write_settings(launch)
+    # Elsewhere it would be passed over with a warning; then gateway and chat file tell alone.
+    if _is_trusted(settings):
+        env[SYSTEM_SETTINGS] = str(settings)
     return given, env
 
 
 def upstream(env: Mapping[str, str], home: Path, project: Path) -> str:
-    del home, project  # Base URLs stand in the environment alone.
+    env = {**_nearest_env_file(home, project), **env}
     if env.get("GOOGLE_GENAI_USE_VERTEXAI", "").lower() in {"1", "true"}:
         base = env.get("GOOGLE_VERTEX_BASE_URL") or "https://aiplatform.googleapis.com"
         return f"vertex={base}"
     gemini = env.get("GOOGLE_GEMINI_BASE_URL")
     return f"gemini={gemini}" if gemini else "google"
+
+
+def _nearest_env_file(home: Path, project: Path) -> dict[str, str]:
+    """Return the variables of the one `.env` file that Gemini CLI reads."""
+    for folder in (project, *project.parents, home):
+        for path in (folder / ".gemini" / ".env", folder / ".env"):
+            with suppress(OSError, ValueError):
+                return EnvLines().parse(path.read_text("utf-8-sig"))
+    return {}
+
+
+def _is_trusted(settings: Path) -> bool:
+    """Say whether Gemini CLI takes a file for the system's: only root can have written it."""
+    for path in {settings, settings.resolve()}:
+        for place in (path, *path.parents):
+            facts = place.stat()
+            if facts.st_uid != 0 or facts.st_mode & 0o022:
+                return False
+    return True
 
 
 def _write_settings(launch: Launch) -> Path:
@@ -139,26 +147,3 @@ def _value_of(option: str, words: Sequence[str]) -> str | None:
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
     return None
-
-
-def _without_ours(group: Any) -> Any:
-    """Return *group* without our hooks, or None where nothing else was in it."""
-    hooks = dict_of(group).get("hooks")
-    if not isinstance(hooks, list):
-        return group
-    kept = [hook for hook in hooks if not is_ours(hook)]
-    if kept == hooks:
-        return group
-    return {**group, "hooks": kept} if kept else None
-
-
-def is_ours(hook: Any) -> bool:
-    """Say whether a hook entry runs our hook: by its program's file, not by a word in it."""
-    command = (text_of(dict_of(hook), "command") or "").removeprefix(AGENT_PID)
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return False
-    # Behind the interpreter and its options; somebody else's command may name our file, too.
-    program = next((word for word in words[1:] if not word.startswith("-")), "")
-    return PurePath(program).name in {"tracebridge_hook.py", "tracebridge_hook.sh"}

@@ -1,0 +1,320 @@
+"""OTLP over HTTP, received: what an agent exports about itself, reduced at once.
+
+An export request comes in, as protobuf or JSON; of each log record that an agent's module wants,
+the attributes that it names go out, as one `HookEvent` per agent. Nothing else is kept, and
+nothing is acknowledged before it is in the spool. Spans and metrics are taken in and let go: an
+exporter that was refused would tell its user so.
+
+Served on the gateway's own port: a connection whose first request is an export is an exporter's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError, Message
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tracebridge.agents import telemetry
+from tracebridge.fields import dict_of, dicts_in, text_of
+from tracebridge.gateways.decompress import decompress
+from tracebridge.gateways.framing import (
+    BadRequestError,
+    BodyReader,
+    RequestHead,
+    body_reader,
+    find_head_end,
+    parse_request_head,
+)
+from tracebridge.gateways.relay import Relay, why_strange
+from tracebridge.model import HookEvent
+
+BODY_LIMIT = 16 * 1024 * 1024
+# Ids, counts and names are short; what is longer is none of them.
+VALUE_LIMIT = 256
+TOO_LARGE = f"an export may have {BODY_LIMIT} bytes; export smaller batches"
+# How long a client may go on sending what nobody reads, so that it gets to our answer.
+_LINGER_SECONDS = 2
+
+PROTOBUF, JSON = "application/x-protobuf", "application/json"
+_MESSAGES: Mapping[str, type[Message]] = {
+    "/v1/logs": ExportLogsServiceRequest,
+    "/v1/traces": ExportTraceServiceRequest,
+    "/v1/metrics": ExportMetricsServiceRequest,
+}
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    503: "Service Unavailable",
+}
+_GRPC_INVALID_ARGUMENT, _GRPC_UNAVAILABLE = 3, 14
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    service: str
+    name: str
+    time_ns: int
+    attributes: Mapping[str, Any]
+
+
+def parse_export(path: str, content_type: str, body: bytes) -> dict[str, Any]:
+    """Return an export request in the shape of OTLP/JSON. Raise ValueError where it is none."""
+    if content_type == JSON:
+        document = orjson.loads(body)
+        if not isinstance(document, dict):
+            raise ValueError("not a JSON object")
+        return document
+    message = _MESSAGES[path]()
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    return MessageToDict(message)
+
+
+def log_records(export: Mapping[str, Any]) -> Iterator[LogRecord]:
+    """Yield the log records of an export request, whatever else stands in it."""
+    for group in dicts_in(export.get("resourceLogs")):
+        resource = _attributes(dict_of(group.get("resource")))
+        for scope in dicts_in(group.get("scopeLogs")):
+            for record in dicts_in(scope.get("logRecords")):
+                attributes = _attributes(record)
+                yield LogRecord(
+                    service=str(resource.get("service.name", "")),
+                    name=text_of(record, "eventName") or str(attributes.get("event.name", "")),
+                    time_ns=_number(record.get("timeUnixNano")),
+                    attributes=attributes,
+                )
+
+
+def reduce(records: Iterator[LogRecord], now_ns: int) -> list[HookEvent]:
+    """Return what the agents' modules want of *records*, as one event per agent."""
+    kept: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        if record.service not in telemetry():
+            continue
+        slug, wanted = telemetry()[record.service]
+        facts = {
+            name: value
+            for name in sorted(wanted.kept.get(record.name, ()))
+            if _is_short(value := record.attributes.get(name))
+        }
+        if facts:
+            kept[slug].append({"name": record.name, "time_ns": record.time_ns, **facts})
+    events = []
+    for slug, facts_list in kept.items():
+        payload = orjson.dumps({"telemetry": facts_list})
+        events.append(
+            HookEvent(
+                agent=slug,
+                time_ns=now_ns,
+                pid=0,
+                env={},
+                payload=payload,
+                payload_bytes=len(payload),
+            )
+        )
+    return events
+
+
+class OtlpReceiver:
+    """Take over the connections of exporters; *take* gets each event and may block or raise."""
+
+    def __init__(self, take: Callable[[HookEvent], None]) -> None:
+        self._take = take
+
+    def __call__(self, relay: Relay, head: RequestHead) -> asyncio.Protocol | None:
+        return _Exporter(relay, self._take) if _path(head) in _MESSAGES else None
+
+
+class _Exporter(asyncio.Protocol):
+    """A connection on which export requests come, one after the other."""
+
+    def __init__(self, relay: Relay, take: Callable[[HookEvent], None]) -> None:
+        self._relay = relay
+        self._take = take
+        self._transport: asyncio.Transport
+        self._held = bytearray()
+        self._head: RequestHead | None = None
+        self._reader: BodyReader | None = None
+        self._body = bytearray()
+        self._storing: asyncio.Task[None] | None = None
+        # Refused: what still comes is thrown away, so that the client gets to our answer.
+        self._ending = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._relay.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._relay.connections.discard(self)
+        if not self._relay.connections:
+            self._relay.on_idle()
+
+    def data_received(self, data: bytes) -> None:
+        if self._ending or self._transport.is_closing():
+            return
+        self._held += data
+        if self._storing is not None:
+            # Who does not wait for an answer is not read any further.
+            self._transport.pause_reading()
+            return
+        try:
+            self._advance()
+        except BadRequestError as error:
+            self._complain(error.status, str(error), self._head)
+
+    def drain(self) -> None:
+        if self._storing is None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def _advance(self) -> None:
+        while self._storing is None and not self._ending:
+            if self._head is None or self._reader is None:
+                end = find_head_end(self._held, 0)
+                if end < 0:
+                    return
+                self._head = parse_request_head(bytes(self._held[:end]))
+                del self._held[:end]
+                self._reader = body_reader(self._head)
+                self._admit(self._head)
+                continue
+            data = bytes(self._held)
+            used, content = self._reader.feed(data)
+            self._held[:] = data[used:]
+            for piece in content:
+                self._body += piece
+            if len(self._body) > BODY_LIMIT:
+                self._complain(413, TOO_LARGE, self._head)
+            elif not self._reader.done:
+                return
+            else:
+                self._store_soon(self._head)
+
+    def _store_soon(self, head: RequestHead) -> None:
+        body = bytes(self._body)
+        self._head = self._reader = None
+        self._body.clear()
+        self._storing = asyncio.get_running_loop().create_task(self._store(head, body))
+
+    def _admit(self, head: RequestHead) -> None:
+        stranger = why_strange(head)
+        if stranger is not None:
+            self._complain(403, stranger, head)
+        elif _path(head) not in _MESSAGES:
+            self._complain(404, f"not an OTLP path; there are {', '.join(_MESSAGES)}", head)
+        elif head.method != "POST":
+            self._complain(405, "exports are sent by POST", head)
+        elif _content_type(head) not in {PROTOBUF, JSON}:
+            self._complain(415, f"send {PROTOBUF} or {JSON}", head)
+        elif (head.content_length or 0) > BODY_LIMIT:
+            self._complain(413, TOO_LARGE, head)
+
+    async def _store(self, head: RequestHead, body: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, self._take_in, head, body)
+        except OSError as error:
+            # The exporter keeps it and comes again.
+            self._complain(503, f"the export cannot be kept: {error.strerror}", head)
+        # Whatever an exporter's bytes do, it must get an answer.
+        except Exception as error:  # noqa: BLE001
+            self._complain(400, f"the export cannot be read: {error}", head)
+        else:
+            self._answer(200, b"" if _content_type(head) == PROTOBUF else b"{}", head)
+        finally:
+            self._storing = None
+        if self._relay.draining:
+            self._transport.close()
+        elif not self._ending:
+            self._transport.resume_reading()
+            self.data_received(b"")
+
+    def _take_in(self, head: RequestHead, body: bytes) -> None:
+        data = decompress(body, head.fields.get("content-encoding", ""))
+        export = parse_export(_path(head), _content_type(head), data)
+        for event in reduce(log_records(export), time.time_ns()):
+            self._take(event)
+
+    def _complain(self, status: int, message: str, head: RequestHead | None) -> None:
+        self._relay.complaints.add(f"export refused ({status})", message)
+        code = _GRPC_UNAVAILABLE if status == 503 else _GRPC_INVALID_ARGUMENT
+        text = f"tracebridge gateway: {message}"[:500]
+        if head is not None and _content_type(head) == PROTOBUF:
+            body = Status(code=code, message=text).SerializeToString()
+        else:
+            body = orjson.dumps({"code": code, "message": text})
+        self._answer(status, body, head)
+        if status != 503 and not self._transport.is_closing():
+            self._ending = True
+            self._transport.write_eof()
+            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.close)
+
+    def _answer(self, status: int, body: bytes, head: RequestHead | None) -> None:
+        is_protobuf = head is not None and _content_type(head) == PROTOBUF
+        lines = (
+            f"HTTP/1.1 {status} {_REASONS.get(status, 'Bad Request')}\r\n"
+            f"content-type: {PROTOBUF if is_protobuf else JSON}\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        if not self._transport.is_closing():
+            self._transport.write(lines.encode() + body)
+
+
+def _path(head: RequestHead) -> str:
+    return head.target.partition("?")[0]
+
+
+def _content_type(head: RequestHead) -> str:
+    return head.fields.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _value(dict_of(each.get("value")))
+        for each in dicts_in(holder.get("attributes"))
+        if (key := text_of(each, "key"))
+    }
+
+
+def _value(value: Mapping[str, Any]) -> Any:
+    """Return a plain value, None for structures: nothing that is kept is one."""
+    for kind in ("stringValue", "boolValue", "doubleValue"):
+        if kind in value:
+            return value[kind]
+    # The encodings differ in whether 64 bits are text.
+    return _number(value["intValue"]) if "intValue" in value else None
+
+
+def _number(value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return number if abs(number) < 2**63 else 0
+
+
+def _is_short(value: Any) -> bool:
+    return value is not None and (not isinstance(value, str) or len(value) <= VALUE_LIMIT)
