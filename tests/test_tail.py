@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import threading
 import time
 from dataclasses import replace
 
 import orjson
+import pyte
 import pytest
 from rich.cells import cell_len
+from rich.color import Color
 from rich.console import Console
+from rich.text import Text
 
 from tracebridge import ids
 from tracebridge.encode import encode_span
-from tracebridge.model import Prompt, Span, SpanKind, Turn, TurnState
+from tracebridge.model import Prompt, Span, SpanKind, Status, Turn, TurnState
+from tracebridge.screen import Screen
+from tracebridge.selection import Selection
 from tracebridge.store import Store
-from tracebridge.tail import LiveEvents, follow_json, follow_terminal, printable, render_turn
+from tracebridge.tail import (
+    LiveEvents,
+    follow_json,
+    follow_terminal,
+    open_turns,
+    show_once,
+    write_once,
+)
+from tracebridge.waterfall import COLOURS, SPINNER, folded_turn, turn_lines
 
-LIMIT_S = 30
+LIMIT_S = 60
 
 
 def make(key="t", *, tools=("a", "b"), running=(), end_ns=100):
@@ -114,6 +128,50 @@ def test_a_turn_whose_root_comes_late_is_opened_then():
     ]
 
 
+class FakeTerminal:
+    """A terminal as programs see it, with what it shows."""
+
+    def __init__(self, columns, rows):
+        self.screen = pyte.HistoryScreen(columns, rows, history=1000)
+        self._stream = pyte.Stream(self.screen)
+        self.everything = ""
+        self._lock = threading.Lock()
+        self.console = Console(
+            file=self, width=columns, height=rows, force_terminal=True, highlight=False
+        )
+
+    def write(self, text):
+        with self._lock:
+            self.everything += text
+            # A terminal's driver makes a new line begin at its left.
+            self._stream.feed(text.replace("\n", "\r\n"))
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+    def resize(self, columns):
+        """Wrap what is too wide, as terminals do."""
+        lines = [line.rstrip() for line in self.screen.display]
+        while lines and not lines[-1]:
+            lines.pop()
+        self.screen = pyte.HistoryScreen(columns, self.screen.lines, history=1000)
+        self._stream = pyte.Stream(self.screen)
+        self._stream.feed("".join(line + "\r\n" for line in lines))
+        self.console.width = columns
+
+    @property
+    def written(self):
+        return len(self.everything)
+
+    @property
+    def text(self):
+        with self._lock:
+            return "\n".join(line.rstrip() for line in self.screen.display)
+
+
 class Following:
     """Run a follower beside the test until the block ends."""
 
@@ -183,31 +241,200 @@ def test_json_lines_tell_of_a_turn_as_it_grows(home):
     }
 
 
-@pytest.mark.parametrize("width", [80, 200])
-@pytest.mark.parametrize("terminal", [True, False])
-def test_what_people_see_is_never_wider_than_their_terminal(home, width, terminal):
-    """Long names and wide letters are cut; where it is no terminal nothing steers one."""
-    names = ("x" * 300, "日本語" * 60, "colour \x1b[31mred\x07", "two\nlines", "emoji 😀" * 20)
+NAMES = ("x" * 300, "日本語" * 60, "colour \x1b[31mred\x07", "two\nlines", "emoji 😀" * 20)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("bars", [True, False])
+def test_no_line_is_wider_than_the_terminal(width, bars):
+    """Long names and wide letters are cut; what would steer the terminal is gone."""
+    _, spans = make(tools=NAMES, running=NAMES[:1], end_ns=None)
+    for line in [*turn_lines(spans, width, 10**9, bars=bars), folded_turn(spans[-1], width, 0)]:
+        assert cell_len(line.plain) <= width
+        assert line.plain.isprintable()
+
+
+@pytest.mark.parametrize("forced", [{}, {"FORCE_COLOR": "1"}])
+def test_a_log_gets_plain_lines(home, forced, monkeypatch):
+    """Where stdout is no terminal: one line for what ends, none of them coloured or too wide."""
     out = io.StringIO()
-    console = Console(file=out, width=width, height=40, force_terminal=terminal, highlight=False)
-    with Store(home) as store:
-        put(store, *make(tools=names, running=names[:1], end_ns=None))
-        with Following(follow_terminal, home, console):
-            wait_for(lambda: not terminal or "execute_tool" in out.getvalue())
-            for number in range(1000):
-                put(store, *make(f"more {number}", tools=names), told=True)
-                if out.getvalue().count("lines") > 1:
-                    break
-                time.sleep(0.02)
+    for name, value in forced.items():
+        monkeypatch.setenv(name, value)
+    console = Console(file=out, width=80, highlight=False)
+    with Store(home) as store, Following(follow_terminal, home, console):
+        for number in range(1000):
+            put(store, *make(f"more {number}", tools=NAMES), told=True)
+            if "■" in out.getvalue():
+                break
+            time.sleep(0.02)
     text = out.getvalue()
-    assert "execute_tool" in text
-    assert "\x1b[31mred" not in text
-    assert "\x07" not in text
-    if not terminal:
+    assert "▶ invoke_agent claude-code" in text
+    assert "execute_tool colour" in text
+    if not forced:
         assert "\x1b" not in text
-        assert max(cell_len(line) for line in text.split("\n")) <= width
-    for line in render_turn(make(tools=names)[1], width).plain.split("\n"):
-        assert cell_len(line) <= width
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert "\x1b" not in plain
+    assert max(cell_len(line) for line in plain.split("\n")) <= 80
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+def test_an_open_turn_grows_on_the_screen_and_folds_to_a_line(home, size):
+    """What a real terminal shows: the tree while it runs, then one line, and nothing left over."""
+    terminal = FakeTerminal(*size)
+    with Store(home) as store, Following(follow_terminal, home, terminal.console):
+        wait_for(lambda: "waiting for a turn" in terminal.text)
+        put(store, *make(tools=("a",), running=("a",), end_ns=None))
+        wait_for(lambda: "execute_tool a" in terminal.text)
+        assert any(frame in terminal.text for frame in SPINNER)
+        put(store, *make(tools=("a", "b"), running=("b",), end_ns=None))
+        wait_for(lambda: "execute_tool b" in terminal.text)
+        put(store, *make("other", tools=("c",), running=("c",), end_ns=None))
+        wait_for(lambda: "execute_tool c" in terminal.text)
+        now = time.time_ns()
+        put(store, *make(tools=("a", "b"), end_ns=now), told=True)
+        wait_for(lambda: "■ invoke_agent" in terminal.text)
+        wait_for(lambda: "execute_tool b" not in terminal.text)
+        assert "execute_tool c" in terminal.text
+        put(store, *make("other", tools=("c",), end_ns=now), told=True)
+        wait_for(lambda: terminal.text.count("■ invoke_agent") == 2)
+    lines = [line for line in terminal.text.split("\n") if line]
+    assert len(lines) == 2
+    assert not terminal.screen.cursor.hidden
+
+
+def test_many_open_turns_stay_within_the_screen(home):
+    """What scrolls away could never be redrawn: each turn keeps its head, and what runs."""
+    turns = {}
+    for number in range(6):
+        names = [f"tool {number}-{tool}" for tool in range(40)]
+        _, spans = make(f"t{number}", tools=names, running=names[:1], end_ns=None)
+        turns[str(number)] = spans
+    for height in (3, 5, 10, 23, 49, 1000):
+        lines = [line.plain for line in open_turns(turns, 80, height, 0)]
+        assert len(lines) <= height
+        if height >= 18:
+            for number in range(6):
+                assert any(f"tool {number}-0 " in line for line in lines), lines
+            assert sum("⋮" in line for line in lines) == (6 if height < 1000 else 0)
+    terminal = FakeTerminal(80, 24)
+    with Store(home) as store:
+        for number in range(6):
+            names = [f"tool {number}-{tool}" for tool in range(40)]
+            put(store, *make(f"t{number}", tools=names, running=names[:1], end_ns=None))
+        with Following(follow_terminal, home, terminal.console):
+            wait_for(lambda: "tool 5-0 " in terminal.text)
+            assert "tool 0-0 " in terminal.text
+            assert terminal.screen.history.top.__len__() == 0
+
+
+def test_a_narrower_terminal_is_drawn_anew():
+    """Lines that the terminal wrapped do not stay behind."""
+    terminal = FakeTerminal(120, 24)
+    screen = Screen(terminal.console)
+    screen.show([Text("a" * 100), Text("b" * 100)])
+    terminal.resize(60)
+    screen.show([Text("c" * 50)])
+    assert [line for line in terminal.text.split("\n") if line] == ["c" * 50]
+    screen.close()
+    assert not terminal.text.strip()
+
+
+def test_only_what_changed_is_written():
+    """No change writes nothing at all; one changed line writes one line."""
+    terminal = FakeTerminal(80, 24)
+    screen = Screen(terminal.console)
+    screen.show([Text("first line"), Text("second line"), Text("third line")])
+    written = terminal.written
+    screen.show([Text("first line"), Text("second line"), Text("third line")])
+    assert terminal.written == written
+    screen.show([Text("first line"), Text("SECOND"), Text("third line")])
+    frame = terminal.everything[written:]
+    assert "SECOND" in frame
+    assert "first" not in frame
+    assert "third" not in frame
+    # One frame, marked as such, so that no half of it is ever seen.
+    assert frame.startswith("\x1b[?2026h")
+    assert frame.endswith("\x1b[?2026l")
+    assert [line for line in terminal.text.split("\n") if line] == [
+        "first line",
+        "SECOND",
+        "third line",
+    ]
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_colour_where_none_is_wanted(environment, monkeypatch):
+    """NO_COLOR and terminals that know none are respected."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    out = io.StringIO()
+    Console(file=out, force_terminal=True, width=80).print(turn_lines(make()[1], 80, 0)[0])
+    assert "[38;5" not in out.getvalue()
+
+
+def test_colours_can_be_read_on_dark_and_on_light():
+    """Each has a contrast of at least 3.8 to 1 against black and against white."""
+    for name in COLOURS:
+        colour = Color.parse(name).get_truecolor()
+        parts = [part / 255 for part in colour]
+        red, green, blue = (
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
+        luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+        assert (luminance + 0.05) / 0.05 >= 3.8, name
+        assert 1.05 / (luminance + 0.05) >= 3.8, name
+
+
+def selected(home, **which):
+    """Return what a selection lets through, as the prompts' turn keys, by way of `tail --once`."""
+    lines = []
+    write_once(home, lines.append, Selection(**which))
+    events = [orjson.loads(line) for line in lines]
+    names = {ids.trace_id(a, s, k): k for a, s, k in KNOWN}
+    return sorted({names[event["trace_id"]] for event in events})
+
+
+KNOWN = [("claude-code", "s1", "fine"), ("claude-code", "s2", "bad"), ("codex-cli", "s3", "open")]
+
+
+def test_filters_choose_turns(home):
+    """By agent, session, project, and by whether anything failed."""
+    with Store(home) as store:
+        for agent, session, key in KNOWN:
+            trace = ids.trace_id(agent, session, key)
+            end_ns = None if key == "open" else 100
+            turn, spans = make(key, tools=("a",), running=("a",) if end_ns is None else ())
+            own = {"tracebridge.cwd": "/home/user/" + ("shop" if key == "bad" else "lab")}
+            spans = [
+                replace(
+                    span,
+                    trace_id=trace,
+                    span_id=ids.root_span_id(trace)
+                    if span.parent_span_id is None
+                    else ids.span_id(trace, "tool", "a"),
+                    parent_span_id=None if span.parent_span_id is None else ids.root_span_id(trace),
+                    end_ns=end_ns,
+                    attributes=own if span.parent_span_id is None else {},
+                    status=Status.ERROR
+                    if key == "bad" and span.parent_span_id is not None
+                    else Status.UNSET,
+                )
+                for span in spans
+            ]
+            known = replace(turn, trace_id=trace, agent=agent, session_id=session)
+            put(store, known, spans, told=end_ns is not None)
+    assert selected(home) == ["bad", "fine", "open"]
+    assert selected(home, agent="claude-code") == ["bad", "fine"]
+    assert selected(home, session="s3") == ["open"]
+    assert selected(home, errors=True) == ["bad"]
+    assert selected(home, project="shop") == selected(home, project="/home/user/shop") == ["bad"]
+    assert selected(home, project="other") == []
+    out = io.StringIO()
+    show_once(home, Console(file=out, width=80), Selection(agent="codex-cli"))
+    assert "execute_tool a" in out.getvalue()
+    out = io.StringIO()
+    show_once(home, Console(file=out, width=80), Selection(project="other"))
+    assert "no turns yet" in out.getvalue()
 
 
 def test_a_terminal_waits_with_a_word(home):
@@ -215,10 +442,25 @@ def test_a_terminal_waits_with_a_word(home):
     out = io.StringIO()
     console = Console(file=out, width=80, height=24, force_terminal=True)
     Store(home).close()
+    out.isatty = lambda: True
     with Following(follow_terminal, home, console):
         wait_for(lambda: "waiting for a turn" in out.getvalue())
 
 
-def test_what_steers_a_terminal_is_not_printed():
-    """Letters of all languages are."""
-    assert printable("a\x1b[2J\tb\nc\x9b é日本😀") == "a\ufffd[2J b c\ufffd é日本😀"
+def test_once_shows_all_that_is_open_and_the_latest_of_the_rest(home):
+    """However long an open turn has been open."""
+    with Store(home) as store:
+        put(store, *make("old", tools=("a",), running=("a",), end_ns=None))
+        for number in range(30):
+            turn, spans = make(f"t{number}", end_ns=10**9 + number)
+            put(store, replace(turn, start_ns=10**9 + number), spans, told=True)
+    lines = []
+    write_once(home, lines.append)
+    events = [orjson.loads(line) for line in lines]
+    opened = [event["trace_id"] for event in events if event["event"] == "turn_opened"]
+    keys = [*(f"t{number}" for number in range(20, 30)), "old"]
+    assert opened == [ids.trace_id("claude-code", "s", key) for key in keys]
+    out = io.StringIO()
+    show_once(home, Console(file=out, width=80))
+    assert out.getvalue().count("■") == 10
+    assert "execute_tool a" in out.getvalue()

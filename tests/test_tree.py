@@ -6,8 +6,8 @@ import pytest
 
 from tracebridge import semconv
 from tracebridge.model import Span, SpanKind, Status
-from tracebridge.tail import render_turn
-from tracebridge.tree import count, duration, tree
+from tracebridge.tree import count, dollars, duration, printable, telling_argument, tree
+from tracebridge.waterfall import render_turn
 
 MS = 1_000_000
 TRACE = "d7c487cd7106e0dd92e7bece2e8dd15f"
@@ -27,7 +27,7 @@ def span(span_id, parent, name, start_ms, end_ms, *, status=Status.UNSET, **attr
     )
 
 
-LINKED = {"LLM_SOURCE": "gateway+transcript", "LINK_EVIDENCE": "turn_id"}
+LINKED = {"SPAN_TYPE": "llm", "LLM_SOURCE": "gateway+transcript", "LINK_EVIDENCE": "turn_id"}
 TURN = [
     span(
         "root",
@@ -35,20 +35,18 @@ TURN = [
         "invoke_agent claude-code",
         0,
         83_000,
+        SPAN_TYPE="turn",
+        AGENT_NAME="claude-code",
+        CWD="/home/user/shop",
         TURN_OUTCOME="interrupted",
         TURN_INPUT_TOKENS=1_234_567,
         TURN_OUTPUT_TOKENS=890,
         TURN_CACHE_READ_TOKENS=12_345,
+        TURN_COST=1.5,
+        TURN_UNPRICED_CALLS=1,
     ),
     span(
-        "c1",
-        "root",
-        "chat claude-opus-5",
-        10,
-        20,
-        status=Status.ERROR,
-        ERROR_TYPE="429",
-        **LINKED,
+        "c1", "root", "chat claude-opus-5", 10, 20, status=Status.ERROR, ERROR_TYPE="429", **LINKED
     ),
     span(
         "c2",
@@ -58,54 +56,84 @@ TURN = [
         2530,
         INPUT_TOKENS=100,
         OUTPUT_TOKENS=20,
+        CACHE_READ_TOKENS=86,
+        OI_COST_TOTAL=0.0123,
         TIME_TO_FIRST_CHUNK=0.25,
         LLM_ATTEMPT=2,
         LINK_CONFIDENCE="exact",
         **LINKED,
     ),
-    span("th", "c2", "thinking", 100, 400),
-    span("t1", "root", "execute_tool Edit", 2600, 2700),
-    span("w1", "t1", "permission_wait Edit", 2610, 2650, PERMISSION_DECISION="allow"),
-    span("e1", "t1", "file_edit src/app.py", 2690, 2700, EDIT_LINES_ADDED=3, EDIT_LINES_REMOVED=0),
-    span("t2", "root", "execute_tool Agent", 3000, 9000),
-    span("s1", "t2", "invoke_agent general-purpose", 3010, 8990),
+    span("th", "c2", "thinking", 100, 400, SPAN_TYPE="thinking"),
+    span("t1", "root", "execute_tool Edit", 2600, 2700, SPAN_TYPE="tool"),
+    span(
+        "w1",
+        "t1",
+        "permission_wait Edit",
+        2610,
+        2650,
+        SPAN_TYPE="permission",
+        PERMISSION_DECISION="allow",
+    ),
+    span(
+        "e1",
+        "t1",
+        "file_edit src/app.py",
+        2690,
+        2700,
+        SPAN_TYPE="edit",
+        EDIT_LINES_ADDED=3,
+        EDIT_LINES_REMOVED=0,
+    ),
+    span("t2", "root", "execute_tool Agent", 3000, 9000, SPAN_TYPE="tool"),
+    span("s1", "t2", "invoke_agent general-purpose", 3010, 8990, SPAN_TYPE="subagent"),
     span(
         "c3",
         "s1",
         "chat claude-haiku-5",
         3020,
         4020,
+        SPAN_TYPE="llm",
         LINK_EVIDENCE="session_window",
         LINK_CONFIDENCE="inferred",
         LLM_SOURCE="gateway",
     ),
-    span("co", "root", "compaction", 10_000, 70_000),
-    span("t3", "root", "execute_tool Bash", 80_000, None),
-    span("lost", "nobody", "execute_tool Read", 5, 6, status=Status.ERROR),
+    span("co", "root", "compaction", 10_000, 70_000, SPAN_TYPE="compaction"),
+    span(
+        "t3",
+        "root",
+        "execute_tool Bash",
+        80_000,
+        None,
+        SPAN_TYPE="tool",
+        TOOL_ARGUMENTS='{"command": "make\\n  test", "timeout": 5}',
+    ),
+    span("w2", "t3", "permission_wait Bash", 80_000, None, SPAN_TYPE="permission"),
+    span("lost", "nobody", "execute_tool Read", 5, 6, status=Status.ERROR, SPAN_TYPE="tool"),
 ]
 
 GOLDEN = """
-invoke_agent claude-code               1 min 23 s  interrupted  1.2M (12.3k cached) → 890 tok
-├─ chat claude-opus-5                       10 ms  ERROR 429  gateway+transcript: turn_id
-├─ chat claude-opus-5                       2.5 s  100 → 20 tok  ttft 250 ms  attempt 2  gateway+transcript: turn_id
+claude-code · shop                     1 min 23 s  interrupted  1.2M → 890 tok  ≥ $1.50  0% cached
+├─ chat claude-opus-5                       10 ms  ERROR 429  ⇄ turn_id
+├─ chat claude-opus-5                       2.5 s  100 → 20 tok  $0.012  ⇄ turn_id  86% cached  ttft 250 ms  attempt 2
 │  └─ thinking                             300 ms
-├─ execute_tool Edit                       100 ms
-│  ├─ permission_wait Edit                  40 ms  allow
-│  └─ file_edit src/app.py                  10 ms  +3 -0
-├─ execute_tool Agent                       6.0 s
-│  └─ invoke_agent general-purpose          6.0 s
-│     └─ chat claude-haiku-5                1.0 s  gateway: session_window (inferred)
+├─ Edit                                    100 ms
+│  ├─ wait Edit                             40 ms  allow
+│  └─ edit src/app.py                       10 ms  +3 -0
+├─ Agent                                    6.0 s
+│  └─ agent general-purpose                 6.0 s
+│     └─ chat claude-haiku-5                1.0 s  ≈ session_window (inferred)
 ├─ compaction                          1 min 00 s
-└─ execute_tool Bash                        3.0 s
-execute_tool Read                            1 ms  ERROR
+└─ Bash                                     3.0 s  make test
+   └─ wait Bash                             3.0 s  waiting for you
+Read                                         1 ms  ERROR
 """
 
 
 def test_the_tree_of_a_turn():
     """Children under their parent by time, with what is worth saying of each."""
     lines = [
-        f"{line.branch + line.span.name:<37}{duration(line.span, 83_000 * MS):>12}"
-        + "".join(f"  {fact}" for fact in line.facts)
+        f"{line.branch + line.label:<37}{duration(line.span, 83_000 * MS):>12}"
+        + "".join(f"  {fact.text}" for fact in line.facts)
         for line in tree(list(reversed(TURN)))
     ]
     assert lines == GOLDEN.strip().split("\n")
@@ -167,3 +195,75 @@ def test_rounding_never_gives_a_thousand_milliseconds():
 def test_counts_are_short_to_read(number, text):
     """Ten thousand tokens need no more than five letters."""
     assert count(number) == text
+
+
+def test_attempts_that_failed_alike_are_one_line():
+    """From the first to the last; two of them, other errors, and what has thoughts stand alone."""
+    error = {"status": Status.ERROR, **LINKED}
+    attempts = [
+        *(span(f"a{n}", "root", "chat m", n, n + 1, ERROR_TYPE="429", **error) for n in range(30)),
+        span("b", "root", "chat m", 40, 50, ERROR_TYPE="500", **error),
+        *(
+            span(f"c{n}", "root", "chat m", 60 + n, 61 + n, ERROR_TYPE="429", **error)
+            for n in (0, 1)
+        ),
+        *(
+            span(f"d{n}", "root", "chat m", 70 + n, 71 + n, ERROR_TYPE="cut", **error)
+            for n in range(4)
+        ),
+        span("thought", "d1", "thinking", 71, 72, SPAN_TYPE="thinking"),
+    ]
+    lines = tree([TURN[0], *attempts], fold_attempts=True)
+    assert [line.label for line in lines[1:]] == [
+        "chat m x30",
+        *["chat m"] * 5,
+        "thinking",
+        *["chat m"] * 2,
+    ]
+    assert (lines[1].span.start_ns, lines[1].span.end_ns) == (0, 30 * MS)
+    assert len(tree([TURN[0], *attempts])) == len(attempts) + 1
+
+
+def test_many_attempts_take_one_line_of_the_screen():
+    """With how often, how long in all, and why."""
+    error = {"status": Status.ERROR, "ERROR_TYPE": "429", **LINKED}
+    attempts = [span(f"a{n}", "root", "chat m", 100 * n, 100 * n + 9, **error) for n in range(30)]
+    _, line = render_turn([TURN[0], *attempts], 80).plain.split("\n")
+    assert line.split() == ["└─", "chat", "m", "x30", "2.9", "s", "ERROR", "429"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ('{"timeout": 3, "command": "ls -l", "why": "to see"}', "ls -l"),
+        ('{"command": ["bash", "-lc", "make"]}', "bash -lc make"),
+        ('{"n": 1, "empty": "", "words": []}', ""),
+        ('"just words"', "just words"),
+        ("[1, 2]", ""),
+        ("{not JSON", "{not JSON"),
+        ("", ""),
+    ],
+)
+def test_a_tool_says_what_it_was_told(arguments, text):
+    """The first text among its arguments, whatever the vendor calls it."""
+    assert telling_argument(arguments) == text
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "$0.00"),
+        (0.00001, "<$0.0001"),
+        (0.0012, "$0.0012"),
+        (0.123, "$0.123"),
+        (1234.5, "$1,234.50"),
+    ],
+)
+def test_amounts_have_the_digits_that_tell_something(amount, text):
+    """A turn for a tenth of a cent did not cost nothing."""
+    assert dollars(amount) == text
+
+
+def test_what_steers_a_terminal_is_not_printed():
+    """Letters of all languages are."""
+    assert printable("a\x1b[2J\tb\nc\x9b é日本😀") == "a\ufffd[2J b c\ufffd é日本😀"

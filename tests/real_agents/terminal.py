@@ -130,6 +130,12 @@ class Terminal:
     def wait(self, timeout: float = 30.0) -> int:
         return self.process.wait(timeout)
 
+    def wait_for_end(self, timeout: float = 30.0) -> None:
+        """Wait until all is drawn that the program wrote before it ended."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._ended, timeout):
+                raise TimeoutError(f"the program does not end; it shows:\n{self.text}")
+
     def close(self) -> None:
         for signal_number in (signal.SIGHUP, signal.SIGKILL):
             if self.process.poll() is not None:
