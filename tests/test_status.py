@@ -86,6 +86,7 @@ def test_the_state_has_the_shape_that_scripts_rely_on(filled):
         "exact": 6,
         "inferred": 1,
         "orphans": 1,
+        "side_calls": 0,
         "waiting": 1,
         "by_evidence": {
             "traceparent": 1,

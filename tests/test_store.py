@@ -195,6 +195,27 @@ def test_what_was_seen_is_kept_once(store):
     assert store.sightings("claude-code", "other") == []
 
 
+def test_a_call_that_names_nobody_is_its_turns(store):
+    """A call without a session comes back with the session whose turn claims it."""
+    stranger = call("stranger", None)
+    turn = Turn(
+        agent="a",
+        session_id="s",
+        turn_key="t",
+        trace_id="f" * 32,
+        state=TurnState.OPEN,
+        start_ns=1,
+    )
+    with store.transaction():
+        store.add_call(stranger, 1)
+        store.put_turn(turn, spans_of(turn))
+    assert store.calls("a", "s") == []
+    with store.transaction():
+        store.set_link("stranger", Link(trace_id="f" * 32, evidence=Evidence.SESSION_WINDOW))
+    assert store.calls("a", "s") == [stranger]
+    assert store.calls("a", "other") == []
+
+
 def test_a_call_is_kept_once_and_waits_for_its_turn(store):
     """Until it is linked, or goes out alone."""
     assert store.add_call(call(), taken_ns=5)
@@ -206,6 +227,8 @@ def test_a_call_is_kept_once_and_waits_for_its_turn(store):
     store.set_link("c", Link(trace_id="f" * 32, evidence=Evidence.TURN_ID))
     store.set_reason("stranger", "nobody knows it", "e" * 32)
     assert store.calls_without_turn() == []
+    assert store.open_sessions() == [("a", "s")]
+    store.settle("a", "s")
     assert store.open_sessions() == []
     assert store.link_counts() == {"turn_id": 1, "orphan": 1}
     assert store.orphan_reasons() == {"nobody knows it": 1}

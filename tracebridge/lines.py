@@ -60,6 +60,18 @@ def parse_object(data: bytes) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else "not a JSON object"
 
 
+def parse_head(data: bytes) -> dict[str, Any]:
+    """Return the leading text fields of an object that was cut: whom it is about comes first."""
+    head = data[:65536].decode("utf-8", "replace")
+    fields: dict[str, Any] = {}
+    for name, value in re.findall(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*")', head):
+        try:
+            fields.setdefault(name, orjson.loads(value))
+        except orjson.JSONDecodeError:
+            continue
+    return fields
+
+
 def _without_halves(data: bytes) -> bytes:
     text = json.dumps(json.loads(data), ensure_ascii=False)
     return text.encode("utf-8", "replace")

@@ -34,6 +34,7 @@ def status(settings: Settings) -> dict[str, Any]:
                 "exact": sum(exact.values()),
                 "inferred": linked.get(Evidence.SESSION_WINDOW, 0),
                 "orphans": linked.get("orphan", 0),
+                "side_calls": linked.get("side", 0),
                 "waiting": linked.get("waiting", 0),
                 "by_evidence": {e.value: linked.get(e, 0) for e in Evidence},
                 "orphan_reasons": store.orphan_reasons(),
@@ -78,8 +79,8 @@ def status_text(state: dict[str, Any]) -> str:
         f"turns     {turns['open']} open, {turns['finished']} finished,"
         f" {turns['abandoned']} abandoned",
         f"calls     {links['exact']} linked exactly, {links['inferred']} inferred,"
-        f" {links['orphans']} orphans, {links['waiting']} waiting"
-        + (f" ({by_evidence})" if by_evidence else ""),
+        f" {links['orphans']} orphans, {links['waiting']} waiting,"
+        f" {links['side_calls']} side calls" + (f" ({by_evidence})" if by_evidence else ""),
         *(f"          {n} orphans: {reason}" for reason, n in links["orphan_reasons"].items()),
         f"spool     {state['spool']} waiting",
         f"outbox    {state['outbox']} spans waiting",

@@ -6,6 +6,8 @@ it returns: the spool file it came from may then be deleted.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,20 +15,38 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+from zlib import crc32
 
 import orjson
 
 from tracebridge.agents import Cursor
 from tracebridge.codec import PARTS, decode, encode, part_kind
-from tracebridge.model import GatewayCall, Link, Sighting, Source, Span, Turn
+from tracebridge.model import (
+    SIDE_CALL,
+    GatewayCall,
+    Link,
+    SessionInfo,
+    Sighting,
+    Source,
+    Span,
+    Turn,
+)
 from tracebridge.sinks import OutboxSpan
+from tracebridge.spool import why_not_ours
+
+Record = TypeVar("Record")
+Row = TypeVar("Row")
 
 FILE = "store.sqlite3"
 # Touched after each commit that changed a turn.
 CHANGED = "store.changed"
 # How long one process waits for another's transaction.
 BUSY_S = 30.0
+TURNS_PER_PAGE = 200
+# Longer than any sink is left alone: a later time was written by a clock that has been corrected.
+LONGEST_POSTPONEMENT_NS = 2 * 3600 * 1_000_000_000
+DAMAGED_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 # By SQLite's result codes; for all others the file itself is to blame.
 REMEDIES = {
     sqlite3.SQLITE_BUSY: "another process holds it; end that and try again",
@@ -88,11 +108,34 @@ MIGRATIONS = (
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
     INSERT INTO counters VALUES ('revision', 0);
     """,
+    """
+    CREATE TABLE unsettled_sessions (
+        agent TEXT NOT NULL, session_id TEXT NOT NULL, PRIMARY KEY (agent, session_id)
+    ) WITHOUT ROWID;
+    INSERT INTO unsettled_sessions
+        SELECT DISTINCT agent, session_id FROM sightings WHERE turn_key IS NOT NULL
+        AND (agent, session_id, turn_key) NOT IN (SELECT agent, session_id, turn_key FROM turns)
+        UNION SELECT agent, session_id FROM turns
+        WHERE trace_id IN (SELECT trace_id FROM spans WHERE told = 0);
+    ALTER TABLE outbox ADD COLUMN checksum INTEGER;
+    INSERT INTO counters VALUES ('intake', 0);
+    CREATE INDEX outbox_of_span ON outbox (sink, span_id);
+    CREATE INDEX outbox_of_trace ON outbox (trace_id);
+    CREATE INDEX calls_of_trace ON calls (trace_id);
+    CREATE TABLE local_sessions (
+        agent TEXT NOT NULL, session_id TEXT NOT NULL, until_ns INTEGER NOT NULL,
+        PRIMARY KEY (agent, session_id)
+    ) WITHOUT ROWID;
+    """,
 )
 
 
 class StoreError(Exception):
     """The store cannot be used; the text names the file and the remedy."""
+
+
+class DamagedStoreError(StoreError):
+    """What is in the file is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +169,20 @@ class SinkRow:
     last_error: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgotten:
+    """What is no longer in the store, and where else it may be."""
+
+    trace_ids: tuple[str, ...]
+    spans: int
+    # How many of them a sink was still to get.
+    waiting: int
+    # Sinks that have taken spans, perhaps these.
+    sinks: tuple[str, ...]
+    # The agents' own files.
+    transcripts: tuple[str, ...]
+
+
 class Store:
     """Open the store below *home*, making it or bringing it up to date where needed."""
 
@@ -135,6 +192,8 @@ class Store:
         self.path = home / FILE
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (stranger := why_not_ours(home)) is not None:
+                raise StoreError(f"{home}: {stranger}")
             # SQLite gives its side files the mode of the file itself.
             self.path.touch(mode=0o600, exist_ok=True)
         except OSError as error:
@@ -210,14 +269,68 @@ class Store:
             )
             if cursor.rowcount:
                 new.append(sighting)
+        for agent, session_id in {(each.agent, each.session_id) for each in new}:
+            self._unsettle(agent, session_id)
+        if new:
+            self._count_intake()
         return new
+
+    @contextmanager
+    def taking_in(self) -> Iterator[None]:
+        """Be the only process that takes in and tells. Raise StoreError if another is for long."""
+        path = self.path.with_name("intake.lock")
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}; make it writable") from error
+        try:
+            deadline = time.monotonic() + BUSY_S
+            while not _flock(lock, wait=False):
+                if time.monotonic() > deadline:
+                    raise StoreError(f"{path}: another watcher holds it; end that and try again")
+                time.sleep(0.01)
+            yield
+        finally:
+            os.close(lock)
+
+    def intakes(self) -> int:
+        """Return a number that is another one once any process has taken something in."""
+        return int(self._one("SELECT value FROM counters WHERE name = 'intake'")[0])
+
+    def _count_intake(self) -> None:
+        self._db.execute("UPDATE counters SET value = value + 1 WHERE name = 'intake'")
+
+    def _unsettle(self, agent: str, session_id: str) -> None:
+        self._db.execute(
+            "INSERT OR IGNORE INTO unsettled_sessions VALUES (?, ?)", (agent, session_id)
+        )
+
+    def settle(self, agent: str, session_id: str) -> None:
+        """Note that all that came in of a session is told; in one step with telling it."""
+        self._db.execute(
+            "DELETE FROM unsettled_sessions WHERE agent = ? AND session_id = ?", (agent, session_id)
+        )
+
+    def keep_local(self, agent: str, session_id: str, until_ns: int) -> None:
+        """Note that turns of a session that began before *until_ns* go to no sink by themselves."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO local_sessions VALUES (?, ?, ?)", (agent, session_id, until_ns)
+        )
+
+    def local_until(self, agent: str, session_id: str) -> int:
+        """Return until when the turns of a session stay here; 0 if they go to the sinks."""
+        row = self._maybe(
+            "SELECT until_ns FROM local_sessions WHERE agent = ? AND session_id = ?",
+            (agent, session_id),
+        )
+        return 0 if row is None else int(row[0])
 
     def sightings(self, agent: str, session_id: str) -> list[Sighting]:
         rows = self._all(
             "SELECT body FROM sightings WHERE agent = ? AND session_id = ? ORDER BY id",
             (agent, session_id),
         )
-        return [_sighting(body) for (body,) in rows]
+        return [self._parsed(parse_sighting, body) for (body,) in rows]
 
     def add_call(self, call: GatewayCall, taken_ns: int) -> bool:
         """Keep *call* and say whether it is new."""
@@ -234,21 +347,47 @@ class Store:
                 encode(call),
             ),
         )
-        return cursor.rowcount > 0
+        if not cursor.rowcount:
+            return False
+        if identity is not None and identity.session_id is not None:
+            self._unsettle(identity.agent, identity.session_id)
+        self._count_intake()
+        return True
 
     def calls(self, agent: str, session_id: str) -> list[GatewayCall]:
+        """Return the calls of a session: those that name it, and those that its turns claim."""
         rows = self._all(
-            "SELECT body FROM calls WHERE agent = ? AND session_id = ? ORDER BY start_ns, call_id",
+            "SELECT body FROM calls WHERE call_id IN"
+            " (SELECT call_id FROM calls WHERE agent = ?1 AND session_id = ?2 UNION"
+            " SELECT call_id FROM calls WHERE trace_id IN"
+            " (SELECT trace_id FROM turns WHERE agent = ?1 AND session_id = ?2))"
+            " ORDER BY start_ns, call_id",
             (agent, session_id),
         )
-        return [decode(body, GatewayCall) for (body,) in rows]
+        return [self._parsed(parse_call, body) for (body,) in rows]
+
+    def calls_of_turn(self, trace_id: str) -> list[GatewayCall]:
+        """Return the calls that are linked to a turn."""
+        rows = self._all(
+            "SELECT body FROM calls WHERE trace_id = ? AND evidence IS NOT NULL"
+            " ORDER BY start_ns, call_id",
+            (trace_id,),
+        )
+        return [self._parsed(parse_call, body) for (body,) in rows]
 
     def calls_without_turn(self) -> list[tuple[GatewayCall, int]]:
         """Return the calls that no turn claims, each with the time at which it came in."""
         rows = self._all(
             "SELECT body, taken_ns FROM calls WHERE trace_id IS NULL ORDER BY taken_ns"
         )
-        return [(decode(body, GatewayCall), taken_ns) for body, taken_ns in rows]
+        return [(self._parsed(parse_call, body), taken_ns) for body, taken_ns in rows]
+
+    def calls_since(self, start_ns: int) -> list[GatewayCall]:
+        """Return the calls that began at *start_ns* or later."""
+        rows = self._all(
+            "SELECT body FROM calls WHERE start_ns >= ? ORDER BY start_ns", (start_ns,)
+        )
+        return [self._parsed(parse_call, body) for (body,) in rows]
 
     def set_link(self, call_id: str, link: Link) -> None:
         self._db.execute(
@@ -264,9 +403,10 @@ class Store:
         )
 
     def open_sessions(self) -> list[tuple[str, str]]:
-        """Return agent and id of the sessions that have a turn whose spans are not told yet."""
+        """Return agent and id of the sessions of which not everything is told yet."""
         rows = self._all(
-            "SELECT DISTINCT agent, session_id FROM turns WHERE told = 0"
+            "SELECT agent, session_id FROM unsettled_sessions"
+            " UNION SELECT DISTINCT agent, session_id FROM turns WHERE told = 0"
             " UNION SELECT DISTINCT agent, session_id FROM calls"
             " WHERE trace_id IS NULL AND session_id IS NOT NULL"
         )
@@ -278,7 +418,7 @@ class Store:
         row = self._maybe("SELECT read_to, inode, memory FROM cursors WHERE path = ?", (str(path),))
         if row is None:
             return Cursor()
-        return Cursor(offset=row[0], inode=row[1], memory=orjson.loads(row[2]))
+        return Cursor(offset=row[0], inode=row[1], memory=self._parsed(orjson.loads, row[2]))
 
     def set_cursor(self, path: Path, cursor: Cursor) -> None:
         self._db.execute(
@@ -362,15 +502,22 @@ class Store:
         row = self._maybe("SELECT told FROM turns WHERE trace_id = ?", (trace_id,))
         return row is not None and bool(row[0])
 
+    def untold(self, trace_id: str) -> set[str]:
+        """Return the ids of the spans that are kept here and were not told yet."""
+        rows = self._all("SELECT span_id FROM spans WHERE trace_id = ? AND told = 0", (trace_id,))
+        return {span_id for (span_id,) in rows}
+
     def tell(
         self,
         trace_id: str,
         spans: Iterable[tuple[str, bytes]],
         resource: tuple[tuple[str, str], ...],
         sinks: Iterable[str],
+        reduced: Mapping[str, Mapping[str, bytes]] | None = None,
     ) -> int:
         """Put the spans (id and encoding) that were not told yet into the outbox of each sink.
 
+        *reduced* has the encodings, by sink and id, for sinks that may not have all that is said.
         They must have been put here before; from now on they never change. Return how many
         were new.
         """
@@ -381,13 +528,10 @@ class Store:
             )
         }
         new = [(span_id, data) for span_id, data in spans if span_id in untold]
-        resource_json = orjson.dumps(resource)
         for sink in sinks:
-            self._db.executemany(
-                "INSERT OR IGNORE INTO outbox (sink, span_id, trace_id, resource, data)"
-                " VALUES (?, ?, ?, ?, ?)",
-                [(sink, span_id, trace_id, resource_json, data) for span_id, data in new],
-            )
+            own = (reduced or {}).get(sink)
+            offered = new if own is None else [(i, own[i]) for i, _ in new if i in own]
+            self.offer(trace_id, offered, resource, [sink])
         self._db.executemany(
             "UPDATE spans SET told = 1 WHERE trace_id = ? AND span_id = ?",
             [(trace_id, span_id) for span_id, _ in new],
@@ -398,6 +542,23 @@ class Store:
                 (self._next_revision(), trace_id),
             )
         return len(new)
+
+    def offer(
+        self,
+        trace_id: str,
+        spans: Iterable[tuple[str, bytes]],
+        resource: tuple[tuple[str, str], ...],
+        sinks: Iterable[str],
+    ) -> None:
+        """Put spans into the outbox of each sink, but for those that wait there already."""
+        resource_json = orjson.dumps(resource)
+        spans = list(spans)
+        for sink in sinks:
+            self._db.executemany(
+                "INSERT OR IGNORE INTO outbox (sink, span_id, trace_id, resource, data, checksum)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                [(sink, i, trace_id, resource_json, data, crc32(data)) for i, data in spans],
+            )
 
     def put_lone_span(self, span: Span) -> None:
         """Keep a span that stands alone in its trace."""
@@ -417,30 +578,51 @@ class Store:
             " ORDER BY start_ns DESC LIMIT ?",
             (since_revision, trace_prefix, trace_prefix + "g", limit),
         )
-        return [
-            TurnRow(
-                trace_id=row[0],
-                agent=row[1],
-                session_id=row[2],
-                turn_key=row[3],
-                state=row[4],
-                outcome=row[5],
-                start_ns=row[6],
-                end_ns=row[7],
-                prompt=row[8],
-                customer_id=row[9],
-                told=bool(row[10]),
-                revision=row[11],
+        return [_turn_row(row) for row in reversed(rows)]
+
+    def find_turns(
+        self,
+        *,
+        agent: str | None = None,
+        session_prefix: str = "",
+        since_ns: int = 0,
+        until_ns: int | None = None,
+    ) -> Iterator[TurnRow]:
+        """Yield turns of a time, the latest started first."""
+        offset = 0
+        while True:
+            # Page by page: of a hundred thousand turns most callers want the latest few.
+            rows = self._all(
+                "SELECT trace_id, agent, session_id, turn_key, state, outcome, start_ns, end_ns,"
+                " prompt, customer_id, told, revision FROM turns"
+                " WHERE (?1 IS NULL OR agent = ?1) AND substr(session_id, 1, length(?2)) = ?2"
+                " AND start_ns >= ?3 AND (?4 IS NULL OR start_ns < ?4)"
+                " ORDER BY start_ns DESC, trace_id LIMIT ?5 OFFSET ?6",
+                (agent, session_prefix, since_ns, until_ns, TURNS_PER_PAGE, offset),
             )
-            for row in reversed(rows)
-        ]
+            for row in rows:
+                yield _turn_row(row)
+            if len(rows) < TURNS_PER_PAGE:
+                return
+            offset += len(rows)
+
+    def orphans_per_agent(self, since_ns: int = 0, until_ns: int | None = None) -> dict[str, int]:
+        """Return how many calls of a time no turn claims, by the agent that they name."""
+        return dict(
+            self._all(
+                "SELECT coalesce(agent, ''), count(*) FROM calls"
+                " WHERE evidence IS NULL AND trace_id IS NOT NULL"
+                " AND start_ns >= ?1 AND (?2 IS NULL OR start_ns < ?2) GROUP BY 1",
+                (since_ns, until_ns),
+            )
+        )
 
     def spans(self, trace_id: str) -> list[Span]:
         """Return the spans of a trace, the root last."""
         rows = self._all(
             "SELECT body FROM spans WHERE trace_id = ? ORDER BY position, span_id", (trace_id,)
         )
-        spans = [decode(body, Span) for (body,) in rows]
+        spans = [self._parsed(parse_span, body) for (body,) in rows]
         return sorted(spans, key=lambda span: span.parent_span_id is None)
 
     def revision(self) -> int:
@@ -455,24 +637,38 @@ class Store:
 
     # The outbox: finished spans that a sink has not acknowledged.
 
+    @contextmanager
+    def delivering(self, sink: str, *, wait: bool) -> Iterator[bool]:
+        """Be the only process that delivers to *sink*; give False if another is, and not *wait*."""
+        name = f"outbox-{sha256(sink.encode()).hexdigest()[:16]}.lock"
+        try:
+            lock = os.open(self.path.with_name(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise StoreError(f"{self.path.with_name(name)}: {error.strerror}") from error
+        try:
+            yield _flock(lock, wait=wait)
+        finally:
+            os.close(lock)
+
     def due(self, sink: str, now_ns: int, limit: int) -> list[OutboxSpan]:
         row = self._maybe("SELECT due_ns FROM sinks WHERE name = ?", (sink,))
-        if row is not None and row[0] > now_ns:
+        if row is not None and now_ns < row[0] < now_ns + LONGEST_POSTPONEMENT_NS:
             return []
         rows = self._all(
-            "SELECT span_id, trace_id, resource, data FROM outbox"
+            "SELECT span_id, trace_id, resource, data, checksum FROM outbox"
             " WHERE sink = ? AND refused IS NULL ORDER BY id LIMIT ?",
             (sink, limit),
         )
-        return [
-            OutboxSpan(
-                span_id=span_id,
-                trace_id=trace_id,
-                resource=tuple((name, value) for name, value in orjson.loads(resource)),
-                data=data,
+        return [self._parsed(parse_outbox_row, row) for row in rows]
+
+    def undelivered(self, trace_id: str) -> dict[str, str | None]:
+        """Return the sinks that have not taken all of a trace, with why they never will."""
+        return dict(
+            self._all(
+                "SELECT sink, max(refused) FROM outbox WHERE trace_id = ? GROUP BY sink",
+                (trace_id,),
             )
-            for span_id, trace_id, resource, data in rows
-        ]
+        )
 
     def acknowledge(self, sink: str, span_ids: Sequence[str]) -> None:
         with self.transaction():
@@ -503,6 +699,34 @@ class Store:
     def hurry(self, sink: str) -> None:
         """Forget that a sink was to be left alone."""
         self._db.execute("UPDATE sinks SET due_ns = 0 WHERE name = ?", (sink,))
+
+    def bound_outbox(self, sink: str, limit_bytes: int) -> int:
+        """Take the oldest turns out of what waits for *sink* until the rest fits; say how many.
+
+        They stay in the store, to be shown and exported, as long as all turns do.
+        """
+        size = int(
+            self._one("SELECT coalesce(sum(length(data)), 0) FROM outbox WHERE sink = ?", (sink,))[
+                0
+            ]
+        )
+        if size <= limit_bytes:
+            return 0
+        gone = []
+        with self.transaction():
+            for trace_id, trace_size in self._all(
+                "SELECT trace_id, sum(length(data)) FROM outbox WHERE sink = ?"
+                " GROUP BY trace_id ORDER BY min(id)",
+                (sink,),
+            ):
+                # A tenth below, so that this is not done again for each turn.
+                if size <= limit_bytes * 0.9:
+                    break
+                gone.append((sink, trace_id))
+                size -= trace_size
+            self._db.executemany("DELETE FROM outbox WHERE sink = ? AND trace_id = ?", gone)
+            self.add_notes({f"outbox of {sink} full, turn not sent to it": len(gone)})
+        return len(gone)
 
     def _set_error(self, sink: str, due_ns: int, error: str) -> None:
         self._db.execute(
@@ -543,19 +767,24 @@ class Store:
         return dict(self._all("SELECT state, count(*) FROM turns GROUP BY state"))
 
     def link_counts(self) -> dict[str, int]:
-        """Return how many calls were linked by which evidence; "orphan" and "waiting" beside."""
+        """Return how many calls were linked by which evidence.
+
+        Beside: "waiting", "orphan", and "side" for those that have no turn to be linked to.
+        """
         return dict(
             self._all(
                 "SELECT coalesce(evidence, CASE WHEN trace_id IS NULL THEN 'waiting'"
-                " ELSE 'orphan' END), count(*) FROM calls GROUP BY 1"
+                " WHEN reason = ? THEN 'side' ELSE 'orphan' END), count(*) FROM calls GROUP BY 1",
+                (SIDE_CALL,),
             )
         )
 
     def orphan_reasons(self) -> dict[str, int]:
         return dict(
             self._all(
-                "SELECT reason, count(*) FROM calls WHERE evidence IS NULL AND reason IS NOT NULL"
-                " GROUP BY reason"
+                "SELECT reason, count(*) FROM calls WHERE evidence IS NULL AND reason != ?"
+                " GROUP BY reason",
+                (SIDE_CALL,),
             )
         )
 
@@ -588,10 +817,126 @@ class Store:
                 self._forget_trace(trace_id)
         return len(gone)
 
+    def forget_session(self, session_id: str) -> Forgotten:
+        """Drop all that is known of a session, delivered or not."""
+        with self.transaction():
+            transcripts = self._transcripts_of(session_id)
+            forgotten = self._forget_traces(
+                self._all(
+                    "SELECT trace_id FROM turns WHERE session_id = ?1"
+                    " UNION SELECT trace_id FROM calls WHERE session_id = ?1"
+                    " AND trace_id IS NOT NULL",
+                    (session_id,),
+                ),
+                transcripts,
+            )
+            for table in ("sightings", "calls", "unsettled_sessions"):
+                self._db.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,))  # noqa: S608  # names of our own tables
+            # How far a transcript was read stays known, or it would be taken in anew.
+            self._db.executemany(
+                "UPDATE cursors SET memory = '{}' WHERE path = ?",
+                [(path,) for path in transcripts],
+            )
+            self._db.execute(
+                "UPDATE cursors SET memory = '{}' WHERE instr(path, ?) > 0", (session_id,)
+            )
+        return forgotten
+
+    def forget_older(self, time_ns: int) -> Forgotten:
+        """Drop what ended before *time_ns*, delivered or not."""
+        with self.transaction():
+            turns = self._all(
+                "SELECT trace_id, agent, session_id, turn_key FROM turns"
+                " WHERE coalesce(end_ns, start_ns) < ?",
+                (time_ns,),
+            )
+            sessions = {session_id for _, _, session_id, _ in turns}
+            transcripts = {path for each in sessions for path in self._transcripts_of(each)}
+            calls = self._all(
+                "SELECT trace_id FROM calls WHERE start_ns < ? AND trace_id IS NOT NULL"
+                " AND evidence IS NULL",
+                (time_ns,),
+            )
+            forgotten = self._forget_traces([turn[:1] for turn in turns] + calls, transcripts)
+            self._db.executemany(
+                "DELETE FROM sightings WHERE agent = ? AND session_id = ? AND turn_key = ?",
+                [turn[1:] for turn in turns],
+            )
+            self._db.execute("DELETE FROM sightings WHERE time_ns BETWEEN 1 AND ?", (time_ns - 1,))
+            self._db.execute("DELETE FROM calls WHERE start_ns < ?", (time_ns,))
+        return forgotten
+
+    def compact(self) -> None:
+        """Write the file anew, so that what was deleted is not in it any more."""
+        self._db.execute("VACUUM")
+        deadline = time.monotonic() + BUSY_S
+        # Another process may be in the middle of reading the old pages.
+        while self._one("PRAGMA wal_checkpoint(TRUNCATE)")[0]:
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"{self.path}-wal: another process still reads what was deleted; end that and"
+                    " run the command again"
+                )
+            time.sleep(0.05)
+
+    def _transcripts_of(self, session_id: str) -> set[str]:
+        sightings = self._all("SELECT body FROM sightings WHERE session_id = ?", (session_id,))
+        parts = [self._parsed(parse_sighting, body).part for (body,) in sightings]
+        told = [part.transcript for part in parts if isinstance(part, SessionInfo)]
+        return {path for path in told if path is not None}
+
+    def _forget_traces(self, traces: Iterable[Any], transcripts: set[str]) -> Forgotten:
+        trace_ids = tuple(sorted({trace_id for (trace_id,) in traces}))
+        spans = waiting = 0
+        for trace_id in trace_ids:
+            spans += self._one("SELECT count(*) FROM spans WHERE trace_id = ?", (trace_id,))[0]
+            waiting += self._one("SELECT count(*) FROM outbox WHERE trace_id = ?", (trace_id,))[0]
+            self._forget_trace(trace_id)
+        sinks = self._all("SELECT name FROM sinks WHERE sent > 0 ORDER BY name")
+        return Forgotten(
+            trace_ids=trace_ids,
+            spans=spans,
+            waiting=waiting,
+            sinks=tuple(name for (name,) in sinks) if spans else (),
+            transcripts=tuple(sorted(transcripts)),
+        )
+
     def _forget_trace(self, trace_id: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (trace_id,))
         for table in ("spans", "outbox", "calls", "turns"):
             self._db.execute(f"DELETE FROM {table} WHERE trace_id = ?", (trace_id,))  # noqa: S608  # names of our own tables
+
+    def _parsed(self, parse: Callable[[Row], Record], row: Row) -> Record:
+        try:
+            return parse(row)
+        except (ValueError, KeyError, TypeError) as error:
+            # SQLite has no checksums: a bad page may show in nothing else than what stands on it.
+            raise damaged(self.path, error) from error
+
+    # Rows out of a damaged store.
+
+    def take_over(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Put whole rows into one of our tables, as far as they fit; return how many did."""
+        columns = [name for _, name, *_ in self._all(f"PRAGMA table_info({table})")]
+        values = ", ".join("?" for _ in columns)
+        taken = 0
+        for row in rows:
+            try:
+                self._db.execute(
+                    f"INSERT OR REPLACE INTO {table} VALUES ({values})",  # noqa: S608  # as above
+                    [row[name] for name in columns],
+                )
+            except (StoreError, KeyError, IndexError):
+                # A value that the table does not take, or a column that came later.
+                continue
+            taken += 1
+        return taken
+
+    def untell(self) -> None:
+        """Take all told spans for untold, so that they are told once more."""
+        for table in ("spans", "turns"):
+            self._db.execute(f"UPDATE {table} SET told = 0")  # noqa: S608  # as above
+        self._db.execute("DELETE FROM outbox WHERE refused IS NULL")
 
     def _one(self, statement: str, values: Sequence[Any] = ()) -> Any:
         return self._db.rows(statement, values)[0]
@@ -601,6 +946,13 @@ class Store:
 
     def _all(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._db.rows(statement, values)
+
+
+def damaged(path: Path, error: Exception) -> DamagedStoreError:
+    return DamagedStoreError(
+        f"{path}: {error}; move it away, or let `tracebridge watch --once` set it aside and make a"
+        " new one of what can still be read, of spool and transcripts"
+    )
 
 
 class _Database:
@@ -661,11 +1013,44 @@ class _Database:
 
     def _error(self, error: sqlite3.Error) -> StoreError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        # A text that is none carries no code.
+        if code in DAMAGED_CODES or "Could not decode" in str(error):
+            return damaged(self._path, error)
         remedy = REMEDIES.get(code, "move it away and a new one is made from spool and transcripts")
         return StoreError(f"{self._path}: {error}; {remedy}")
 
 
-def _sighting(body: bytes) -> Sighting:
+def _flock(descriptor: int, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def parse_outbox_row(row: Sequence[Any]) -> OutboxSpan:
+    """Return what a row of the outbox holds. Raise ValueError where it is damaged."""
+    span_id, trace_id, resource, data, checksum = row
+    if checksum is not None and checksum != crc32(data):
+        raise ValueError(f"span {span_id} in the outbox has changed")
+    return OutboxSpan(
+        span_id=span_id,
+        trace_id=trace_id,
+        resource=tuple((name, value) for name, value in orjson.loads(resource)),
+        data=data,
+    )
+
+
+def parse_span(body: bytes) -> Span:
+    return decode(body, Span)
+
+
+def parse_call(body: bytes) -> GatewayCall:
+    return decode(body, GatewayCall)
+
+
+def parse_sighting(body: bytes) -> Sighting:
+    """Return the sighting that a row of the table holds. Raise ValueError where it is damaged."""
     kind, record = orjson.loads(body)
     return Sighting(
         agent=record["agent"],
@@ -675,4 +1060,21 @@ def _sighting(body: bytes) -> Sighting:
         turn_key=record["turn_key"],
         subagent_id=record["subagent_id"],
         part=decode(orjson.dumps(record["part"]), PARTS[kind]),
+    )
+
+
+def _turn_row(row: Any) -> TurnRow:
+    return TurnRow(
+        trace_id=row[0],
+        agent=row[1],
+        session_id=row[2],
+        turn_key=row[3],
+        state=row[4],
+        outcome=row[5],
+        start_ns=row[6],
+        end_ns=row[7],
+        prompt=row[8],
+        customer_id=row[9],
+        told=bool(row[10]),
+        revision=row[11],
     )

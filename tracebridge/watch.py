@@ -10,13 +10,15 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -28,27 +30,33 @@ from watchdog.events import (
 )
 from watchdog.observers import Observer
 
-from tracebridge.agents import Agent, Cursor, agents
+from tracebridge.agents import Agent, Cursor, PastSession, agents
 from tracebridge.delivery import deliver
 from tracebridge.encode import encode_span
 from tracebridge.ids import trace_id
 from tracebridge.linker import Orphan, link
+from tracebridge.metrics import Metrics, metrics_to
 from tracebridge.model import (
     GatewayCall,
     HookEvent,
     SessionInfo,
     Sighting,
     Source,
+    Span,
+    Tags,
     Turn,
     TurnState,
 )
+from tracebridge.processes import is_open_for_writing
+from tracebridge.salvage import salvage
 from tracebridge.scrub import scrub_call, scrub_sighting
 from tracebridge.settings import Settings
-from tracebridge.sinks import ReadySink, SinkSettingsError, configured_sinks
-from tracebridge.spans import render, render_orphan, resource_of
+from tracebridge.sinks import ReadySink, Sink, lasting_sinks
+from tracebridge.spans import Content, render, render_orphan, resource_of
 from tracebridge.spool import Spool, SpoolFileError
-from tracebridge.store import Store, StoreError
-from tracebridge.tags import parse_tags
+from tracebridge.store import DamagedStoreError, Store, StoreError
+from tracebridge.tag_files import read_tags
+from tracebridge.tags import over, parse_tags
 from tracebridge.turns import TurnAssembler
 
 LOCK = "watch.lock"
@@ -65,6 +73,8 @@ SUBAGENT_PATIENCE_NS = 600 * SECOND_NS
 ORPHAN_PATIENCE_NS = 600 * SECOND_NS
 # An open turn of which nothing was heard for so long is over.
 STALE_NS = 24 * 3600 * SECOND_NS
+# What may wait for a sink that does not answer; then its oldest turns are not sent to it any more.
+OUTBOX_LIMIT_BYTES = 1 << 30
 # How often transcripts of open turns are looked at, and the spool in case an event was lost.
 BUSY_PAUSE_S = 0.1
 IDLE_PAUSE_S = 2.0
@@ -100,16 +110,17 @@ class Watcher:
         self._clock = clock
         self.spool = Spool(settings.home)
         self.store = Store(settings.home, clock)
-        self.sinks: list[ReadySink] = []
-        try:
-            self.sinks = configured_sinks(settings.env)
-        except SinkSettingsError as error:
-            # Turns are kept all the same; `status` and the log say what is wrong.
-            self._note(f"sink not usable: {error}")
+        self.sinks, problems = lasting_sinks(settings.env)
+        for problem in problems:
+            self._note(f"sink not usable: {problem}")
         self._sessions: dict[tuple[str, str], _Session] = {}
         self._cursors: dict[Path, Cursor] = {}
-        for agent, session_id in self.store.open_sessions():
-            self._session(agent, session_id)
+        self._patterns = settings.scrub_patterns
+        self._untraced = settings.untraced
+        self._hopeless: set[Path] = set()
+        self._untraced_sessions: set[tuple[str, str | None]] = set()
+        self.metrics: Metrics | None = None
+        self._intakes = -1
 
     def close(self) -> None:
         self.store.close()
@@ -119,6 +130,25 @@ class Watcher:
 
         *settle_now* waits for nothing more to arrive; *close_open* also ends what runs.
         """
+        with self._alone():
+            return self._step(settle_now=settle_now, close_open=close_open)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the only one at work, and know what others have done since."""
+        with self.store.taking_in():
+            if self.store.intakes() != self._intakes:
+                # A turn of which another process took in a part must not be told from the rest.
+                self._sessions.clear()
+                self._cursors.clear()
+                for agent, session_id in self.store.open_sessions():
+                    self._session(agent, session_id)
+            # Stopped in the middle, what was taken in may not be in the sessions yet.
+            self._intakes = -1
+            yield
+            self._intakes = self.store.intakes()
+
+    def _step(self, *, settle_now: bool, close_open: bool) -> bool:
         new = self._take_in_spool()
         for session in list(self._sessions.values()):
             if session.untold or session.dirty:
@@ -129,6 +159,8 @@ class Watcher:
             if session.dirty or session.untold:
                 try:
                     self._assemble(session, settle_now=settle_now, close_open=close_open)
+                except StoreError:
+                    raise
                 except Exception:
                     # Whatever is odd about one session, the others go on; what it told is kept.
                     logger.exception("session %s cannot be put together", session.session_id)
@@ -146,8 +178,53 @@ class Watcher:
 
     def import_transcript(self, agent: Agent, path: Path) -> None:
         """Take in a past session from its main transcript. Raise OSError if it cannot be read."""
-        for file in agent.transcripts(path):
-            self._read_transcript(agent, file)
+        with self._alone():
+            for file in agent.transcripts(path):
+                self._read_transcript(agent, file)
+
+    def import_session(self, agent: Agent, past: PastSession, *, local_only: bool = False) -> None:
+        """Take in a past session as of when its transcript was last written to, and tell it.
+
+        What is over then is told; what still runs stays open. With *local_only* it goes to no sink,
+        also if we are killed. Raise OSError if it cannot be read.
+        """
+        if local_only:
+            with self._alone():
+                until_ns = self._traced_since(agent.SLUG, past.session_id)
+                self.store.keep_local(agent.SLUG, past.session_id, until_ns)
+        self.import_transcript(agent, past.path)
+        own = self._sessions.get((agent.SLUG, past.session_id))
+        for session in self._sessions.values():
+            if session.dirty or session is own:
+                session.changed_ns = min(session.changed_ns, past.changed_ns)
+        self.step()
+        # Thousands may follow.
+        self._sessions = {
+            key: session
+            for key, session in self._sessions.items()
+            if session.untold or session.dirty
+        }
+
+    def _traced_since(self, agent: str, session_id: str) -> int:
+        """Return when live tracing of a session began: now, if it never did."""
+        told = self.store.sightings(agent, session_id)
+        hooks = [s.time_ns for s in told if s.source is Source.HOOK and s.time_ns]
+        calls = [call.start_ns for call in self.store.calls(agent, session_id)]
+        return min([*hooks, *calls], default=self._clock())
+
+    def look_again(
+        self, sessions: Iterable[tuple[str, str]], transcripts: Iterable[tuple[str, Path]]
+    ) -> None:
+        """Take in what the transcripts of these sessions, and these transcripts, tell."""
+        known = agents()
+        for slug, path in transcripts:
+            if slug in known:
+                with contextlib.suppress(OSError):
+                    self.import_transcript(known[slug], path)
+        with self._alone():
+            for slug, session_id in sessions:
+                if slug in known:
+                    self._session(slug, session_id)
 
     def _take_in_spool(self) -> bool:
         files = self.spool.read()
@@ -159,13 +236,25 @@ class Watcher:
         for file in files:
             match file.content:
                 case HookEvent() as event:
-                    sightings += self._sightings_of(event, notes)
+                    try:
+                        sightings += self._sightings_of(event, notes)
+                    except Exception:
+                        # It must not stand in the way of all that come after it.
+                        notes["hook event not understood, set aside; see watch.log"] += 1
+                        place = self.spool.set_aside(file)
+                        logger.exception("%s cannot be understood; moved to %s", file.path, place)
                 case GatewayCall() as call:
-                    calls.append(scrub_call(call))
+                    if not call.is_to_a_model:
+                        notes[
+                            f"request to no model's API: {call.method} {_shape_of(call.path)}"
+                        ] += 1
+                        continue
+                    calls.append(scrub_call(call, self._patterns))
                     sightings += _launcher_of(calls[-1])
                 case SpoolFileError() as error:
                     notes["spool file set aside"] += 1
                     logger.warning("%s; moved to %s", error, self.spool.set_aside(file))
+        calls = [call for call in calls if not self._is_of_untraced(call)]
         with self.store.transaction():
             new = self.store.add_sightings(sightings)
             new_calls = [call for call in calls if self.store.add_call(call, self._clock())]
@@ -187,15 +276,36 @@ class Watcher:
         if agent is None:
             notes[f"hook event of unknown agent {event.agent[:40]!r}"] += 1
             return []
+        if self.metrics is not None:
+            self.metrics.hook_event(agent.SLUG, event.time_ns, self._clock())
         reading = agent.parse_hook(event)
         notes.update(reading.notes)
         tags, problem = parse_tags(event.env)
         if problem is not None:
             notes[problem] += 1
         sightings = list(reading.sightings)
+        tags = over(_tags_from_files(agent, sightings, notes), tags)
         if tags is not None and sightings:
             sightings.append(replace(sightings[-1], source=Source.HOOK, time_ns=0, part=tags))
-        return [scrub_sighting(sighting) for sighting in sightings]
+        if self._is_untraced(sightings):
+            notes["hook event of a folder that is not traced"] += 1
+            return []
+        return [scrub_sighting(sighting, self._patterns) for sighting in sightings]
+
+    def _is_untraced(self, sightings: Sequence[Sighting]) -> bool:
+        """Say whether a hook event comes from a session in a folder that is not to be recorded."""
+        for sighting in sightings:
+            session = (sighting.agent, sighting.session_id)
+            cwd = sighting.part.cwd if isinstance(sighting.part, SessionInfo) else None
+            if cwd is not None and any(Path(cwd).is_relative_to(f) for f in self._untraced):
+                self._untraced_sessions.add(session)
+            if session in self._untraced_sessions:
+                return True
+        return False
+
+    def _is_of_untraced(self, call: GatewayCall) -> bool:
+        who = call.identity
+        return who is not None and (who.agent, who.session_id) in self._untraced_sessions
 
     def _take_in_transcripts(self, session: _Session) -> bool:
         agent = agents()[session.agent]
@@ -208,6 +318,8 @@ class Watcher:
             return False
         new = False
         for path in agent.transcripts(session.transcript):
+            if path in self._hopeless:
+                continue
             try:
                 new |= self._read_transcript(agent, path)
             except (FileNotFoundError, NotADirectoryError):
@@ -215,6 +327,13 @@ class Watcher:
                 continue
             except OSError as error:
                 self._note(f"transcript not readable: {path}: {error.strerror}")
+            except StoreError:
+                raise
+            except Exception:
+                # What an adapter cannot follow costs this file, not the other sessions.
+                logger.exception("%s cannot be understood", path)
+                self._note(f"transcript not understood: {path}; see watch.log")
+                self._hopeless.add(path)
         return new
 
     def _read_transcript(self, agent: Agent, path: Path) -> bool:
@@ -224,7 +343,13 @@ class Watcher:
                 self._cursors[path] = self.store.cursor(path)
             cursor = self._cursors[path]
             reading = agent.read_transcript(path, cursor)
-            sightings = [scrub_sighting(sighting) for sighting in reading.sightings]
+            sightings = [scrub_sighting(each, self._patterns) for each in reading.sightings]
+            notes = Counter(reading.notes)
+            if (tags := _tags_from_files(agent, sightings, notes)) is not None:
+                told = Source.TRANSCRIPT
+                whose = replace(sightings[-1], turn_key=None, subagent_id=None)
+                whose = replace(whose, source=told, time_ns=0, part=tags)
+                sightings.append(scrub_sighting(whose, self._patterns))
             if reading.cursor == cursor and not sightings:
                 return new
             with self.store.transaction():
@@ -232,7 +357,7 @@ class Watcher:
                 if reading.cursor != cursor:
                     self.store.set_cursor(path, reading.cursor)
                     # The same lines are not counted at each look.
-                    self.store.add_notes(reading.notes)
+                    self.store.add_notes(notes)
             self._cursors[path] = reading.cursor
             self._spread(added)
             new |= bool(added)
@@ -246,12 +371,13 @@ class Watcher:
             gone = False
         else:
             session.looked_ns = now_ns
-            pid = session.assembler.info.pid
-            gone = pid is not None and not _is_alive(pid)
+            gone = _is_gone(session)
         gone = gone or now_ns - session.changed_ns > STALE_NS or close_open
         if gone and not session.gone:
             session.gone = True
             session.dirty = True
+            # What it wrote last, between our look at the transcript and this one, is still unread.
+            session.changed_ns = now_ns
             return True
         return False
 
@@ -279,6 +405,11 @@ class Watcher:
 
     def _assemble(self, session: _Session, *, settle_now: bool, close_open: bool) -> None:
         now_ns = self._clock()
+        if session.changed_ns > now_ns:
+            # The clock was set back; the waiting does not begin anew for that.
+            if session.due_ns is not None:
+                session.due_ns -= session.changed_ns - now_ns
+            session.changed_ns = now_ns
         quiet_ns = now_ns - session.changed_ns
         waiting = session.due_ns is None or now_ns < session.due_ns
         if waiting and not session.dirty and not settle_now:
@@ -288,6 +419,8 @@ class Watcher:
         linked, orphans = link(calls, session.assembler.turns(gone=session.gone))
         turns = session.assembler.turns(linked, gone=session.gone)
         untold = False
+        news: list[tuple[str, tuple[Span, ...], set[str]]] = []
+        local_ns = self.store.local_until(session.agent, session.session_id)
         with self.store.transaction():
             if session.dirty:
                 for call, found in linked:
@@ -305,21 +438,41 @@ class Watcher:
                     quiet_ns >= patience or (settle_now and patience <= SETTLE_NS)
                 )
                 if over:
+                    if self.metrics is not None:
+                        news.append((turn.agent, spans, self.store.untold(turn.trace_id)))
                     self.store.tell(
                         turn.trace_id,
                         [(span.span_id, encode_span(span)) for span in spans],
                         resource_of(turn.agent, spans, self._settings.resource),
-                        [sink.name for sink in self.sinks],
+                        [] if turn.start_ns < local_ns else [sink.name for sink in self.sinks],
+                        self._reduced(partial(render, turn)),
                     )
                 else:
                     untold = True
                     if turn.state is not TurnState.OPEN:
                         due_ns = session.changed_ns + patience
                         session.due_ns = min(session.due_ns or due_ns, due_ns)
+            if not untold:
+                self.store.settle(session.agent, session.session_id)
+        for agent, spans, new in news:
+            if self.metrics is not None and new:
+                self.metrics.told(agent, spans, new)
         session.dirty = False
         session.untold = untold or bool(orphans)
         if not untold and len(session.assembler) > MOST_SIGHTINGS:
             self._retire(session, turns[:-1])
+
+    def _reduced(
+        self, render_at: Callable[[Content], tuple[Span, ...]]
+    ) -> dict[str, dict[str, bytes]]:
+        """Return, for each sink with a content level of its own, the spans as it may have them."""
+        by_level: dict[str, dict[str, bytes]] = {}
+        for level in {sink.content for sink in self.sinks} - {"", self._settings.content.value}:
+            spans = render_at(Content(level))
+            by_level[level] = {span.span_id: encode_span(span) for span in spans}
+        return {
+            sink.name: by_level[sink.content] for sink in self.sinks if sink.content in by_level
+        }
 
     @staticmethod
     def _patience_ns(turn: Turn, session: _Session, *, close_open: bool) -> int:
@@ -342,7 +495,8 @@ class Watcher:
     def _give_up_on_orphans(self, *, at_once: bool) -> None:
         now_ns = self._clock()
         for call, taken_ns in self.store.calls_without_turn():
-            if not at_once and now_ns - taken_ns < ORPHAN_PATIENCE_NS:
+            # Taken in the future: the clock was set back.
+            if not at_once and abs(now_ns - taken_ns) < ORPHAN_PATIENCE_NS:
                 continue
             identity = call.identity
             agent = identity.agent if identity is not None else "unknown"
@@ -365,7 +519,10 @@ class Watcher:
                     [(span.span_id, encode_span(span))],
                     resource_of(agent, [span], self._settings.resource),
                     [sink.name for sink in self.sinks],
+                    self._reduced(partial(_rendered_alone, Orphan(call, reason), lone_trace)),
                 )
+            if self.metrics is not None:
+                self.metrics.orphan(agent)
 
     def _spread(self, sightings: Iterable[Sighting]) -> None:
         """Give new sightings to their sessions."""
@@ -421,17 +578,28 @@ class Courier(threading.Thread):
 
     def run(self) -> None:
         sink = self._ready.open()
-        with Store(self._settings.home) as store:
-            failures = 0
-            while not self._stopping:
-                self._wake.clear()
-                try:
-                    failures = deliver(store, self._ready.name, sink, failures=failures).failures
-                except StoreError as error:
-                    # A full disk gets room again; what was not acknowledged is sent once more.
-                    logger.warning("%s", error)
+        while not self._stopping:
+            try:
+                with Store(self._settings.home) as store:
+                    self._deliver(store, sink)
+            except StoreError as error:
+                # A full disk gets room again; what was not acknowledged is sent once more.
+                logger.warning("%s", error)
                 self._wake.wait(1.0)
         sink.close()
+
+    def _deliver(self, store: Store, sink: Sink) -> None:
+        name = self._ready.name
+        failures = 0
+        while not self._stopping:
+            self._wake.clear()
+            with store.delivering(name, wait=False) as alone:
+                if alone:
+                    report = deliver(store, name, sink, failures=failures)
+                    failures = report.failures
+                    if report.error is not None:
+                        store.bound_outbox(name, OUTBOX_LIMIT_BYTES)
+            self._wake.wait(1.0)
 
 
 class _Wake:
@@ -477,20 +645,32 @@ def watch(settings: Settings, *, lock_fd: int | None = None, background: bool = 
     signal.signal(signal.SIGTERM, wake.stop)
     signal.signal(signal.SIGINT, wake.stop)
     patience_s = settings.idle_minutes * 60 if background or lock_fd is not None else None
+    damage: DamagedStoreError | None = None
     while True:
         with _locked(settings.home, lock_fd) as locked:
             if not locked:
                 return False
             lock_fd = None
-            _watch(settings, wake, patience_s)
+            try:
+                _watch(settings, wake, patience_s, damage)
+                damage = None
+            except DamagedStoreError as error:
+                damage = error
+                continue
         # A hook that came between the last look and the release saw a living watcher.
         if wake.to_stop or not Spool(settings.home).depth():
             return True
 
 
-def _watch(settings: Settings, wake: _Wake, patience_s: float | None) -> None:
-    watcher = Watcher(settings)
+def _watch(
+    settings: Settings,
+    wake: _Wake,
+    patience_s: float | None,
+    damage: DamagedStoreError | None,
+) -> None:
+    watcher = Watcher(settings) if damage is None else _with_new_store(settings, damage)
     watcher.spool.create()
+    watcher.metrics = metrics_to(settings.env, watcher.spool.depth, settings.resource)
     couriers = [Courier(settings, sink) for sink in watcher.sinks]
     observer = Observer()
     observer.schedule(
@@ -508,6 +688,8 @@ def _watch(settings: Settings, wake: _Wake, patience_s: float | None) -> None:
             try:
                 if watcher.step():
                     last_new = time.monotonic()
+            except DamagedStoreError:
+                raise
             except StoreError as error:
                 # A full disk gets room again; what was not taken in still lies in the spool.
                 logger.warning("%s", error)
@@ -529,6 +711,8 @@ def _watch(settings: Settings, wake: _Wake, patience_s: float | None) -> None:
             courier.stop()
         for courier in couriers:
             courier.join(timeout=10)
+        if watcher.metrics is not None:
+            watcher.metrics.stop()
         watcher.close()
 
 
@@ -537,19 +721,51 @@ def watch_once(settings: Settings, *, close_open: bool = False) -> bool:
 
     Works beside a running watcher too: what both do has the same result.
     """
-    watcher = Watcher(settings)
+    try:
+        return _watch_once(Watcher(settings), close_open=close_open)
+    except DamagedStoreError as error:
+        with _locked(settings.home, None) as locked:
+            if not locked:
+                # The watcher that lives will do it.
+                raise
+            return _watch_once(_with_new_store(settings, error), close_open=close_open)
+
+
+def _watch_once(watcher: Watcher, *, close_open: bool) -> bool:
     try:
         while watcher.step():
             pass
         watcher.step(settle_now=True, close_open=close_open)
         for ready in watcher.sinks:
             sink = ready.open()
-            watcher.store.hurry(ready.name)
-            deliver(watcher.store, ready.name, sink)
+            with watcher.store.delivering(ready.name, wait=True):
+                watcher.store.hurry(ready.name)
+                deliver(watcher.store, ready.name, sink)
             sink.close()
         return watcher.store.waiting() == 0
     finally:
         watcher.close()
+
+
+def _with_new_store(settings: Settings, damage: DamagedStoreError) -> Watcher:
+    """Return a watcher with a new store made of the damaged one, spool and transcripts."""
+    logger.warning("%s", damage)
+    saved = salvage(settings.home)
+    logger.warning("%d rows saved; the damaged file is %s", saved.rows, saved.set_aside)
+    watcher = Watcher(settings)
+    watcher.look_again(saved.sessions, saved.transcripts | _recent_transcripts())
+    return watcher
+
+
+def _recent_transcripts() -> set[tuple[str, Path]]:
+    """Return the transcripts of the last day: what they tell may not have been delivered yet."""
+    recent = set()
+    for slug, agent in agents().items():
+        with contextlib.suppress(OSError):
+            for past in agent.past_sessions(Path.home()):
+                if past.changed_ns > time.time_ns() - STALE_NS:
+                    recent.add((slug, past.path))
+    return recent
 
 
 def _launcher_of(call: GatewayCall) -> list[Sighting]:
@@ -568,6 +784,10 @@ def _launcher_of(call: GatewayCall) -> list[Sighting]:
     if tags is None:
         return [sighting]
     return [sighting, replace(sighting, time_ns=0, turn_key=identity.turn_key, part=tags)]
+
+
+def _rendered_alone(orphan: Orphan, trace: str, content: Content) -> tuple[Span, ...]:
+    return (render_orphan(orphan, trace, content),)
 
 
 @contextmanager
@@ -603,6 +823,19 @@ def is_watched(home: Path) -> bool:
     return False
 
 
+def _tags_from_files(
+    agent: Agent, sightings: Iterable[Sighting], notes: Counter[str]
+) -> Tags | None:
+    """Return the tags of the folder that *sightings* tell of."""
+    infos = [sighting.part for sighting in sightings if isinstance(sighting.part, SessionInfo)]
+    cwd = next((info.cwd for info in infos if info.cwd), None)
+    if cwd is None or not Path(cwd).is_absolute():
+        return None
+    tags, problems = read_tags(agent, Path(cwd), Path.home())
+    notes.update(problems)
+    return tags
+
+
 def _is_done(watcher: Watcher) -> bool:
     return not watcher.busy and watcher.store.waiting() == 0
 
@@ -610,6 +843,26 @@ def _is_done(watcher: Watcher) -> bool:
 def _tidy(settings: Settings, watcher: Watcher) -> None:
     watcher.spool.drop_unfinished()
     watcher.store.forget_before(time.time_ns() - int(settings.retention_days * 86400 * SECOND_NS))
+
+
+def _is_gone(session: _Session) -> bool:
+    """Say whether the agent's process is known to have ended."""
+    if agents()[session.agent].KEEPS_TRANSCRIPT_OPEN and session.transcript is not None:
+        is_open = is_open_for_writing(session.transcript)
+        if is_open is not None:
+            # What runs a session may outlive what was started: a server behind the terminal.
+            return not is_open
+    pid = session.assembler.info.pid
+    if pid is None and session.transcript is not None and session.transcript.parent.is_file():
+        # One file holds the sessions of several processes, and the last of them closes it.
+        return is_open_for_writing(session.transcript.parent) is False
+    return pid is not None and not _is_alive(pid)
+
+
+def _shape_of(path: str) -> str:
+    """Return a request's path without what may differ each time, or be a secret."""
+    words = path.partition("?")[0].split("/")
+    return "/".join("*" if re.search(r"\d{3}|.{33}", word) else word for word in words)[:120]
 
 
 def _is_alive(pid: int) -> bool:

@@ -69,7 +69,7 @@ PAYLOAD_FIELDS = {
         "output",
         "type",
     },
-    "compacted": set(),
+    "compacted": {"compaction_response_id"},
     "inter_agent_communication_metadata": {"trigger_turn"},
 }
 # Their content is the vendor's or a copy of what an item tells.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_a_subagents_hook_names_no_turn():
     }
     info, tool = codex_cli.parse_hook(hook(payload)).sightings
     assert (tool.turn_key, tool.subagent_id) == (None, CHILD)
-    assert tool.part == ToolCall(
+    assert replace(tool.part, input_digest=None) == ToolCall(
         key="call_1", name="exec_command", input='{"command":"ls"}', start_ns=1
     )
     assert info.part.transcript is None
@@ -210,12 +211,21 @@ def test_any_bytes_are_a_rollout(garbage, tmp_path_factory):
     assert parts_of(sightings, ModelCall)
 
 
-KINDS = ["session_meta", "event_msg", "response_item", "token_usage_record", "turn_context", "new"]
+KINDS = [
+    "session_meta",
+    "compacted",
+    "event_msg",
+    "response_item",
+    "token_usage_record",
+    "turn_context",
+    "new",
+]
 TYPES = [
     "item_completed",
     "task_started",
     "task_complete",
     "turn_aborted",
+    "agent_reasoning",
     "exec_command_end",
     "patch_apply_end",
     "thread_settings_applied",
@@ -234,6 +244,7 @@ ITEMS = [
     "FileChange",
     "SubAgentActivity",
     "CollabAgentToolCall",
+    "McpToolCall",
     "ContextCompaction",
     "New",
 ]
@@ -252,6 +263,11 @@ PAYLOADS = [
     "arguments",
     "changes",
     "status",
+    "server",
+    "result",
+    "duration",
+    "namespace",
+    "compaction_response_id",
     "exit_code",
     "content",
     "summary_text",
@@ -438,6 +454,93 @@ def test_a_failed_patch_is_one_failed_edit_per_file(tmp_path):
     assert tool.error_type == "tool_error"
 
 
+def test_a_thought_of_an_older_version_is_told_once(tmp_path):
+    """As an event of its own; a version that tells an item too does not think it twice."""
+    hm = event("agent_reasoning", 1, text="Hm.")
+    (found,) = parts_of(read(tmp_path, hm, answered("resp_1", 2)), Thinking)
+    assert (found.text, found.call_key, found.end_ns) == ("Hm.", "resp_1", 1_795_222_801 * 10**9)
+    both = [hm, item("Reasoning", id="rs_1", summary_text=["Hm."]), answered("resp_1", 2)]
+    (found,) = parts_of(read(tmp_path, *both), Thinking)
+    assert found.key == "rs_1"
+
+
+def test_a_server_of_tools_is_told_alike_by_hooks_and_rollout(tmp_path):
+    """Name, server and text of the answer, and a failure, also one that gave no answer at all."""
+    known = {"session_id": SESSION, "turn_id": TURN, "tool_name": "mcp__weather__forecast"}
+    answer = {"content": [{"type": "text", "text": "sunny"}], "isError": False}
+    payload = {"hook_event_name": "PostToolUse", "tool_use_id": "c1", "tool_response": answer}
+    (hooked,) = parts_of(codex_cli.parse_hook(hook({**known, **payload})).sightings, ToolCall)
+    asked = {"name": "forecast", "namespace": "mcp__weather", "arguments": "{}"}
+    sightings = read(
+        tmp_path,
+        line("response_item", 1, type="function_call", call_id="c1", **asked),
+        item("McpToolCall", 2, id="c1", server="weather", status="completed", result=answer),
+        item("McpToolCall", 3, id="c2", status="failed", error={"message": "gone"}, result=[1]),
+    )
+    told, failed = sorted(merge(sightings, ToolCall), key=lambda tool: tool.key)
+    for tool in (hooked, told):
+        assert (tool.name, tool.mcp_server) == ("mcp__weather__forecast", "weather")
+        assert (tool.output, tool.error_type) == ("sunny", None)
+    assert (failed.error_type, failed.error_message) == ("tool_error", "gone")
+
+
+def test_a_question_finds_its_tool():
+    """It comes without the tool's id, and with a reason that the tool has not."""
+    known = {"session_id": SESSION, "turn_id": TURN, "tool_name": "Bash"}
+    asked = {"tool_input": {"command": "rm x", "description": "May I?"}}
+    sightings = []
+    for name, more in (
+        ("PreToolUse", {"tool_input": {"command": "rm x"}, "tool_use_id": "c1"}),
+        ("PermissionRequest", asked),
+        ("PostToolUse", {"tool_input": {"command": "rm x"}, "tool_use_id": "c1"}),
+    ):
+        event = {**known, **more, "hook_event_name": name}
+        sightings += codex_cli.parse_hook(hook(event)).sightings
+    assembler = TurnAssembler("codex-cli", SESSION)
+    assembler.add(sightings)
+    ((wait,),) = (turn.waits for turn in assembler.turns())
+    assert (wait.tool_key, wait.tool_name, wait.decision) == ("c1", "exec_command", "allow")
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "kept"),
+    [
+        ("PostToolUse", {"tool_name": "Bash", "tool_response": "x" * 999}, []),
+        ("UserPromptSubmit", {"prompt": "x" * 999}, []),
+        ("Stop", {"last_assistant_message": "x" * 999}, [TurnEnd]),
+    ],
+)
+def test_a_payload_that_was_cut_still_says_whom_it_is_about(name, more, kept):
+    """What stands before the cut is taken, and nothing is made up of what does not."""
+    known = {"session_id": SESSION, "turn_id": TURN, "hook_event_name": name, "cwd": "/p"}
+    whole = json.dumps({**known, **more}).encode()
+    reading = codex_cli.parse_hook(hook(whole[:300], len(whole)))
+    assert reading.notes == {"hook payload cut at its cap": 1}
+    session, *parts = reading.sightings
+    assert (session.session_id, session.part.cwd) == (SESSION, "/p")
+    assert [type(sighting.part) for sighting in parts] == kept
+
+
+def test_the_answer_that_was_a_summary_is_told(tmp_path):
+    """What follows a compaction names it; before, the call is told as any other."""
+    summed = line("compacted", 3, message="...", compaction_response_id="resp_1")
+    (call,) = merge(read(tmp_path, answered("resp_1", 2, input_tokens=1), summed), ModelCall)
+    assert (call.purpose, call.usage.input_tokens) == ("compaction", 1)
+
+
+def test_a_transcript_is_looked_for_on_the_day_that_its_id_tells(tmp_path, monkeypatch):
+    """Among years of sessions, in the folders of three days at most; else everywhere."""
+    monkeypatch.delenv("CODEX_HOME", raising=False)
+    thread = "01a1fce8-d168-7540-b445-ce328ffcc139"
+    sessions = tmp_path / ".codex" / "sessions"
+    elsewhere = write(sessions / "2020/01/01" / f"rollout-x-{thread}.jsonl", META)
+    assert codex_cli.find_transcript(thread, tmp_path) is None
+    there = write(sessions / "2026/11/20" / f"rollout-x-{thread}.jsonl", META)
+    assert codex_cli.find_transcript(thread, tmp_path) == there
+    elsewhere.rename(sessions / "2020/01/01" / "rollout-x-any-other-id.jsonl")
+    assert codex_cli.find_transcript("any-other-id", tmp_path) is not None
+
+
 def test_lines_of_older_versions_parse_too(tmp_path):
     """Ends of commands and patches as events, and exit codes inside of JSON."""
     changes = {"/p/a.py": {"type": "add", "content": "x\ny\n"}}
@@ -524,6 +627,35 @@ def test_what_a_subagent_copied_is_not_its_own(tmp_path):
     assert not parts_of(sightings, TurnEnd | ModelCall | Thinking)
     (subagent,) = merge(sightings, Subagent)
     assert (subagent.key, subagent.type, subagent.output) == (CHILD, "scout", "Seen.")
+
+
+def test_a_reviews_hooks_are_those_of_its_thread(tmp_path):
+    """They name its own turn, and no subagent; the user's turn has neither its prompt nor its end."""
+    source = {"subagent": "review"}
+    child = [
+        line("session_meta", 1, id=CHILD, session_id=SESSION, source=source),
+        line("event_msg", 1, type="task_started", turn_id=CHILD_TURN, root_turn_id=TURN),
+        line("event_msg", 5, type="task_complete", turn_id=CHILD_TURN),
+    ]
+    sightings, _ = read_all(write(tmp_path / "rollout-child.jsonl", *child))
+    review = item("EnteredReviewMode", 1, id="e", user_facing_hint="current changes")
+    over = event("task_complete", 6)
+    sightings += read_all(write(tmp_path / "rollout-x.jsonl", META, review, over))[0]
+    known = {"session_id": SESSION, "turn_id": CHILD_TURN}
+    for name, more in (
+        ("UserPromptSubmit", {"prompt": "Review it."}),
+        ("PreToolUse", {"tool_name": "Bash", "tool_use_id": "c1"}),
+        ("Interrupt", {}),
+    ):
+        payload = {**known, **more, "hook_event_name": name}
+        sightings += codex_cli.parse_hook(hook(payload)).sightings
+    assembler = TurnAssembler("codex-cli", SESSION)
+    assembler.add(sightings)
+    (turn,) = assembler.turns()
+    assert (turn.turn_key, turn.outcome) == (TURN, Outcome.COMPLETED)
+    assert [prompt.text for prompt in turn.prompts] == ["current changes"]
+    assert turn.tool_owners == {"c1": CHILD}
+    assert [subagent.type for subagent in turn.subagents] == ["review"]
 
 
 def test_a_session_has_the_files_of_its_subagents(tmp_path, monkeypatch):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,10 @@ class CodexCli:
     # Whether hooks run that nobody approved in /hooks.
     trusted: bool = True
     retries: int = 0
+    # As the user's own `-c key=value`.
+    settings: Sequence[str] = ()
+    # Whether everything is allowed; else Codex asks before it does what it did not do before.
+    allowed: bool = True
 
     def __post_init__(self) -> None:
         if not BINARY.exists():
@@ -127,14 +133,17 @@ class CodexCli:
             **self.env,
         }
 
-    def start(self, prompt: str, *, resume: str | None = None) -> Running:
-        """Start `codex exec`, in a new session or in one to go on with."""
+    def start(
+        self, prompt: str, *, resume: str | None = None, command: str | None = None
+    ) -> Running:
+        """Start `codex exec` or a command of it, in a new session or in one to go on with."""
         options = ["--skip-git-repo-check", "--json"]
         # Containers let nobody make another sandbox inside them.
         options.append("--dangerously-bypass-approvals-and-sandbox")
         if self.trusted:
             options.append("--dangerously-bypass-hook-trust")
-        words = ["exec", *options, *(("resume", resume) if resume else ()), prompt]
+        within = ("resume", resume) if resume else (command,) if command else ()
+        words = ["exec", *options, *self._settings, *within, prompt]
         output = self.workdir / f"output-{uuid.uuid4()}"
         stdout, stderr = output.with_suffix(".stdout"), output.with_suffix(".stderr")
         with stdout.open("wb") as to_stdout, stderr.open("wb") as to_stderr:
@@ -151,10 +160,60 @@ class CodexCli:
     def run(self, prompt: str, *, resume: str | None = None) -> Finished:
         return self.start(prompt, resume=resume).finish()
 
-    def interactive(self) -> Terminal:
-        """Start Codex in a terminal and wait until it takes a prompt."""
-        # The server that it shares with others by default would outlive the test.
-        words = ["--no-daemon", "--dangerously-bypass-approvals-and-sandbox"]
+    @property
+    def _settings(self) -> list[str]:
+        return [word for setting in self.settings for word in ("-c", setting)]
+
+    def approve_hooks(self) -> None:
+        """Approve the hooks for good, as the user does in /hooks."""
+        command = [str(BINARY), "app-server"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(
+            command,
+            cwd=self.project,
+            env=self.environment(),
+            stderr=subprocess.DEVNULL,
+            **pipes,
+        ) as server:
+            _ask(server, "initialize", {"clientInfo": {"name": "test", "version": "1"}})
+            found = _ask(server, "hooks/list", {"cwds": [str(self.project)]})["data"][0]["hooks"]
+            state = {hook["key"]: {"trusted_hash": hook["currentHash"]} for hook in found}
+            edit = {"keyPath": "hooks.state", "value": state, "mergeStrategy": "upsert"}
+            _ask(server, "config/batchWrite", {"edits": [edit], "reloadUserConfig": True})
+            server.stdin.close()
+
+    @contextmanager
+    def shared_server(self) -> Iterator[None]:
+        """Stop, at the end, the server that a terminal has started and left behind."""
+        try:
+            yield
+        finally:
+            subprocess.run(
+                [str(BINARY), "app-server", "daemon", "stop"],
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=60,
+                check=True,
+            )
+            # The process that keeps it up to date stays all the same.
+            updater = self.config / "app-server-daemon" / "daemon-updater.pid"
+            if updater.exists():
+                with suppress(ProcessLookupError):
+                    os.kill(json.loads(updater.read_text())["pid"], signal.SIGKILL)
+            # It runs from a copy of Codex of its own, of 400 MB.
+            shutil.rmtree(self.config / "packages", ignore_errors=True)
+
+    def interactive(self, *command: str, alone: bool = True) -> Terminal:
+        """Start Codex in a terminal and wait until it takes a prompt.
+
+        *alone*: without the server that it shares with others, which would outlive the test.
+        """
+        words = [*command, *self._settings]
+        if alone:
+            words.append("--no-daemon")
+        if self.allowed:
+            words.append("--dangerously-bypass-approvals-and-sandbox")
         if self.trusted:
             words.append("--dangerously-bypass-hook-trust")
         terminal = Terminal(
@@ -179,6 +238,16 @@ class CodexCli:
     def session_ids(self) -> tuple[str, ...]:
         # "rollout-2026-11-21T05-37-32-" and the id.
         return tuple(path.stem[28:] for path in sorted(self.transcripts.rglob("*.jsonl")))
+
+
+def _ask(server: subprocess.Popen[str], method: str, params: Mapping[str, Any]) -> Any:
+    server.stdin.write(json.dumps({"id": method, "method": method, "params": params}) + "\n")
+    server.stdin.flush()
+    for line in server.stdout:
+        said = json.loads(line)
+        if said.get("id") == method:
+            return said["result"]
+    raise EOFError(f"no answer to {method}")
 
 
 def _session_of(stdout: str) -> str:

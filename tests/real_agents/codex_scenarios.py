@@ -5,7 +5,10 @@ Each scenario sets its script, drives the real agent, and returns when all that 
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +54,26 @@ WRONG = """*** Begin Patch
 +nor this one
 *** End Patch
 """
+MCP_SERVER = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" not in asked:
+        continue
+    if asked["method"] == "initialize":
+        given = {"protocolVersion": asked["params"]["protocolVersion"], "capabilities": {"tools": {}}}
+        given["serverInfo"] = {"name": "weather", "version": "1"}
+    elif asked["method"] == "tools/list":
+        schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+        given = {"tools": [{"name": "forecast", "description": "Weather", "inputSchema": schema}]}
+    elif asked["method"] == "tools/call":
+        known = asked["params"]["arguments"]["city"] == "Rome"
+        said = "sunny" if known else "no such city"
+        given = {"content": [{"type": "text", "text": said}], "isError": not known}
+    else:
+        given = {}
+    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": given}), flush=True)
+"""
 # In the stream a reply's first text is under way once these many events are sent.
 MID_TEXT = 5
 
@@ -67,15 +90,16 @@ class Stage:
     launcher: Sequence[str] = ()
     trusted: bool = True
 
-    def codex(self, *, retries: int = 0) -> CodexCli:
+    def codex(self, *settings: str, **more: Any) -> CodexCli:
+        given = {"trusted": self.trusted, **more}
         return CodexCli(
             workdir=self.workdir,
             base_url=self.base_url,
             hooks=self.hooks,
             env=self.env,
             launcher=self.launcher,
-            trusted=self.trusted,
-            retries=retries,
+            settings=settings,
+            **given,
         )
 
 
@@ -245,6 +269,161 @@ def compact(stage: Stage) -> Played:
         return Played((terminal.wait(),), codex.session_ids())
 
 
+def auto_compact(stage: Stage) -> Played:
+    """Grow beyond the limit in the middle of a turn."""
+    stage.model.script(
+        {
+            "read it all": [Reply([_shell("echo one")])],
+            # So Codex begins what it tells the model of the summary.
+            "Another language model started": [Reply([Text("All is read.")])],
+        }
+    )
+    codex = stage.codex("model_auto_compact_token_limit=1200")
+    return _played(codex.run("read it all"))
+
+
+def fork(stage: Stage) -> Played:
+    """Go on from another session in a copy of it."""
+    stage.model.script(
+        {
+            "say hello": [Reply([_shell("echo hello")]), Reply([Text("Hello there.")])],
+            "say it again": [Reply([_shell("echo again")]), Reply([Text("Hello again.")])],
+        }
+    )
+    codex = stage.codex()
+    first = codex.run("say hello")
+    with codex.interactive("fork", first.session_id) as terminal:
+        terminal.say("say it again")
+        codex.wait_for_transcript(ENDED, 2)
+        terminal.say("/quit")
+        return Played((terminal.wait(),), codex.session_ids())
+
+
+def mcp_tool(stage: Stage) -> Played:
+    """Call a tool of an MCP server, and one that fails."""
+    stage.model.script(
+        {
+            "ask the server": [
+                Reply([ToolUse("mcp__weather.forecast", {"city": "Rome"})]),
+                Reply([ToolUse("mcp__weather.forecast", {"city": "Atlantis"})]),
+                Reply([Text("Sunny in Rome.")]),
+            ]
+        }
+    )
+    server = f'command={json.dumps(sys.executable)}, args=["-c", {json.dumps(MCP_SERVER)}]'
+    return _played(stage.codex(f"mcp_servers.weather={{{server}}}").run("ask the server"))
+
+
+def long_command(stage: Stage) -> Played:
+    """Leave a command running that goes on beyond the answer."""
+    stage.model.script(
+        {
+            "build it": [
+                Reply([ToolUse("exec_command", {"cmd": "sleep 30", "yield_time_ms": 250})]),
+                Reply([Text("The build goes on.")]),
+            ]
+        }
+    )
+    return _played(stage.codex().run("build it"))
+
+
+def many_attempts(stage: Stage) -> Played:
+    """Fail as often as Codex tries: so often for each of its own retries of the whole call."""
+    stage.model.script(
+        {"ask in vain": [Reply([Text("Never said.")], failures=[HttpError(500)] * 40)]}
+    )
+    codex = stage.codex("model_providers.scripted.request_max_retries=2", retries=2)
+    return _played(codex.run("ask in vain"))
+
+
+def websocket(stage: Stage) -> Played:
+    stage.model.script(
+        {"say hello": [Reply([_shell("echo hello")]), Reply([Text("Hello there.")])]}
+    )
+    return _played(
+        stage.codex("model_providers.scripted.supports_websockets=true").run("say hello")
+    )
+
+
+def steering(stage: Stage) -> Played:
+    """Say something while the turn runs."""
+    mark = stage.workdir / "begun"
+    stage.model.script(
+        {
+            "wait a while": [Reply([_shell(f"touch {mark}; sleep 2")])],
+            "and be polite": [Reply([Text("Hello, please.")])],
+        }
+    )
+    codex = stage.codex()
+    with codex.interactive() as terminal:
+        terminal.say("wait a while")
+        _wait_for_file(mark)
+        terminal.say("and be polite")
+        codex.wait_for_transcript(ENDED)
+        terminal.say("/quit")
+        return Played((terminal.wait(),), codex.session_ids())
+
+
+def permission(stage: Stage) -> Played:
+    """Be asked before a command, and allow it."""
+    stage.model.script(
+        {
+            "make a file": [
+                Reply([_escalated("touch made")]),
+                Reply([_escalated("touch never")]),
+                Reply([Text("Made.")]),
+            ]
+        }
+    )
+    codex = stage.codex('approval_policy="on-request"', allowed=False)
+    with codex.interactive() as terminal:
+        terminal.say("make a file")
+        terminal.wait_for_text("touch made")
+        terminal.wait_for_text("Would you like to run")
+        terminal.answer("y", "Yes, proceed")
+        terminal.wait_for_text(r"\$ touch never")
+        terminal.answer("escape", "Yes, proceed")
+        codex.wait_for_transcript('"type":"turn_aborted"')
+        terminal.say("/quit")
+        return Played((terminal.wait(),), codex.session_ids())
+
+
+def shared_server(stage: Stage) -> Played:
+    """Work in a terminal that leaves it, and the hooks, to a server which goes on after it."""
+    stage.model.script(
+        {"say hello": [Reply([_shell("echo hello")]), Reply([Text("Hello there.")])]}
+    )
+    codex = stage.codex(trusted=False)
+    codex.approve_hooks()
+    with codex.shared_server(), codex.interactive(alone=False) as terminal:
+        terminal.say("say hello")
+        codex.wait_for_transcript(ENDED)
+        terminal.say("/quit")
+        return Played((terminal.wait(),), codex.session_ids())
+
+
+def review(stage: Stage) -> Played:
+    """Have what is not committed yet reviewed: a thread of its own does it."""
+    stage.model.script(
+        {"Review the current": [Reply([_shell("echo looked")]), Reply([Text("Nothing to say.")])]}
+    )
+    codex = stage.codex()
+    subprocess.run(["git", "init", "--quiet"], cwd=codex.project, check=True)
+    return _played(codex.start("--uncommitted", command="review").finish())
+
+
+def unreachable(stage: Stage) -> Played:
+    """Find nobody at the provider's address, and wait for the network until interrupted."""
+    codex = stage.codex('model_providers.scripted.base_url="http://127.0.0.1:9/api"')
+    running = codex.start("say hello")
+    wait_until(
+        lambda: "waiting for network" in running.stdout.read_text(),
+        complaint="Codex does not say that it waits for the network",
+    )
+    running.send(signal.SIGINT)
+    return _played(running.finish())
+
+
 def escape_stream(stage: Stage) -> Played:
     hold = Hold("never opened", after_events=MID_TEXT)
     stage.model.script(
@@ -268,6 +447,11 @@ def escape_stream(stage: Stage) -> Played:
 
 def _shell(command: str) -> ToolUse:
     return ToolUse("exec_command", {"cmd": command})
+
+
+def _escalated(command: str) -> ToolUse:
+    asked = {"sandbox_permissions": "require_escalated", "justification": "Shall it be made?"}
+    return ToolUse("exec_command", {"cmd": command, **asked})
 
 
 def _patch(patch: str) -> ToolUse:
@@ -329,5 +513,16 @@ SCENARIOS: dict[str, Scenario] = {
         two_sessions,
         compact,
         escape_stream,
+        auto_compact,
+        fork,
+        mcp_tool,
+        long_command,
+        many_attempts,
+        websocket,
+        steering,
+        permission,
+        shared_server,
+        review,
+        unreachable,
     )
 }

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from codex import API_KEY
-from codex_scenarios import SCENARIOS, Stage
+from codex_scenarios import SCENARIOS, Played, Stage
 from judge import (
     ERROR,
     Kind,
@@ -23,9 +25,11 @@ from judge import (
     judge_tools,
     trial,
 )
+from terminal import wait_until
 
 from tracebridge import semconv
 from tracebridge.settings import read_settings
+from tracebridge.status import status
 from tracebridge.store import Store
 from tracebridge.testing.scripted_responses import ScriptedResponses
 from tracebridge.watch import watch_once
@@ -52,10 +56,34 @@ OUTCOMES = {
     "two_sessions": ["completed", "completed"],
     "compact": ["completed", "completed", "completed"],
     "escape_stream": ["interrupted", "completed"],
+    "auto_compact": ["completed"],
+    "fork": ["completed", "completed"],
+    "mcp_tool": ["completed"],
+    "long_command": ["completed"],
+    "many_attempts": ["failed"],
+    "websocket": ["completed"],
+    "steering": ["completed"],
+    "permission": ["interrupted"],
+    "shared_server": ["completed"],
+    "review": ["completed"],
+    "unreachable": ["interrupted"],
 }
-IN_A_TERMINAL = {"compact", "escape_stream"}
-# Killed without a word: nothing tells the end, and no hook names the process.
-UNTOLD = {"sigterm_stream", "sigkill_tool"}
+IN_A_TERMINAL = {"compact", "escape_stream", "fork", "steering", "permission", "shared_server"}
+# Without hooks these show nothing else, or, where no call is made, nothing at all.
+WITH_HOOKS_ONLY = {
+    "long_command",
+    "many_attempts",
+    "permission",
+    "shared_server",
+    "steering",
+    "unreachable",
+    "websocket",
+}
+BEHAVIOURS = [(name, True) for name in OUTCOMES] + [
+    (name, False) for name in OUTCOMES if name not in WITH_HOOKS_ONLY
+]
+# Killed without a word: that nobody has the rollout open any more is all that tells the end.
+KILLED = {"sigterm_stream", "sigkill_tool"}
 
 
 def make_stage(wired: Mapping[str, Any], **rest: Any) -> Stage:
@@ -76,7 +104,8 @@ CODEX_CLI = Kind(
 
 def judge(trial: Trial, outcomes: list[str], *, tagged: bool = True) -> None:
     assert trial.outcomes == outcomes
-    judge_calls(trial, evidence={"turn_id"})
+    if trial.truth:
+        judge_calls(trial, evidence={"turn_id"})
     judge_tools(trial)
     judge_spans(trial)
     if tagged:
@@ -87,8 +116,26 @@ def judge(trial: Trial, outcomes: list[str], *, tagged: bool = True) -> None:
     assert len(trial.spans) == before
 
 
-@pytest.mark.parametrize("trusted", [True, False], ids=["hooks", "untrusted_hooks"])
-@pytest.mark.parametrize("name", OUTCOMES)
+def told_while_watched(name: str) -> Kind:
+    """Return a kind whose scenario is over once the watcher, which goes on, has told its turn."""
+
+    def play(stage: Stage) -> Played:
+        played = SCENARIOS[name](stage)
+        with Store(Path(stage.env["TRACEBRIDGE_HOME"])) as store:
+            wait_until(
+                lambda: [turn.told for turn in store.turns()] == [True],
+                complaint="the turn of a killed agent is not told",
+            )
+        return played
+
+    return replace(CODEX_CLI, scenarios={name: play})
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted"),
+    BEHAVIOURS,
+    ids=[f"{name}-{'hooks' if trusted else 'untrusted_hooks'}" for name, trusted in BEHAVIOURS],
+)
 def test_behaviour(name, trusted, tmp_path, monkeypatch):
     """One trace per turn, each call once in its place, whether or not the user approved the hooks.
 
@@ -96,10 +143,8 @@ def test_behaviour(name, trusted, tmp_path, monkeypatch):
     """
     # In a terminal Codex begins by asking about hooks that nobody approved: there it has none.
     hooks = trusted or name not in IN_A_TERMINAL
-    with trial(name, tmp_path, monkeypatch, kind=CODEX_CLI, hooks=hooks, trusted=trusted) as played:
-        if name in UNTOLD:
-            assert played.outcomes == []
-            assert watch_once(read_settings(), close_open=True)
+    kind = told_while_watched(name) if name in KILLED else CODEX_CLI
+    with trial(name, tmp_path, monkeypatch, kind=kind, hooks=hooks, trusted=trusted) as played:
         # In a terminal Codex asks for titles in threads of their own, that name no turn of ours.
         titles = [a for a in played.truth if a.request_class == "auxiliary"]
         assert bool(titles) == (name in IN_A_TERMINAL)
@@ -107,7 +152,23 @@ def test_behaviour(name, trusted, tmp_path, monkeypatch):
         judge(played, OUTCOMES[name], tagged=trusted)
         with Store(played.home) as store:
             counts = store.link_counts()
-            assert counts.get("orphan", 0) + counts.get("waiting", 0) == len(titles)
+            assert counts.get("waiting", 0) == len(titles)
+            assert "orphan" not in counts
+
+
+def test_titles_are_side_calls(tmp_path, monkeypatch):
+    """Made in a thread of its own, a title call has no turn: it stands alone, typed, and no orphan."""
+    with trial("compact", tmp_path, monkeypatch, kind=CODEX_CLI) as played:
+        titles = [a for a in played.truth if a.request_class == "auxiliary"]
+        assert titles
+        assert watch_once(read_settings(), close_open=True)
+        for title in titles:
+            chat = played.chat_of(title)
+            assert chat.attributes[semconv.LLM_PURPOSE] == "auxiliary"
+            assert chat.parent_span_id in {None, ""}
+        links = status(read_settings())["links"]
+        assert links["side_calls"] == len(titles)
+        assert (links["orphans"], links["waiting"]) == (0, 0)
 
 
 def test_every_scenario_is_judged():
@@ -115,7 +176,7 @@ def test_every_scenario_is_judged():
     assert OUTCOMES.keys() == SCENARIOS.keys()
 
 
-@pytest.mark.parametrize("name", ["tools", "subagent", "retry_500", "stream_cut", "resume"])
+@pytest.mark.parametrize("name", ["tools", "subagent", "stream_cut", "resume", "mcp_tool"])
 def test_without_a_gateway(name, tmp_path, monkeypatch):
     """With no gateway in the path the rollout tells of the answered calls: same turns and usage."""
     with trial(name, tmp_path, monkeypatch, kind=CODEX_CLI, gateway=False) as played:
@@ -188,11 +249,62 @@ def test_compaction(tmp_path, monkeypatch):
         assert inside.attributes[semconv.LINK_CONFIDENCE] == "exact"
 
 
-def test_attempts(tmp_path, monkeypatch):
-    """Attempts at one request are counted."""
-    with trial("retry_500", tmp_path, monkeypatch, kind=CODEX_CLI) as played:
+def test_compaction_within_a_turn(tmp_path, monkeypatch):
+    """With no gateway too: the rollout says which answer was the summary."""
+    with trial("auto_compact", tmp_path, monkeypatch, kind=CODEX_CLI, gateway=False) as played:
+        (compaction,) = played.of_type("compaction")
+        assert compaction.attributes[semconv.COMPACTION_TRIGGER] == "auto"
+        (inside,) = [c for c in played.of_type("llm") if c.parent_span_id == compaction.span_id]
+        assert inside.attributes[semconv.LLM_PURPOSE] == "compaction"
+        assert len(played.of_type("llm")) == len(played.truth)
+
+
+def test_a_server_of_tools(tmp_path, monkeypatch):
+    """A tool of an MCP server has the server's name; one that failed says so."""
+    with trial("mcp_tool", tmp_path, monkeypatch, kind=CODEX_CLI) as played:
+        good, bad = sorted(played.of_type("tool"), key=lambda span: span.start_ns)
+        for tool in (good, bad):
+            assert tool.name == "execute_tool mcp__weather__forecast"
+            assert tool.attributes[semconv.MCP_SERVER] == "weather"
+        assert good.attributes[semconv.TOOL_RESULT] == "sunny"
+        assert bad.attributes[semconv.ERROR_TYPE] == "tool_error"
+
+
+def test_permission(tmp_path, monkeypatch):
+    """A wait for the user's word is a span in its tool call, with what was decided."""
+    with trial("permission", tmp_path, monkeypatch, kind=CODEX_CLI) as played:
+        tools = {tool.span_id: tool for tool in played.of_type("tool")}
+        waits = sorted(played.of_type("permission"), key=lambda span: span.start_ns)
+        assert [w.attributes[semconv.PERMISSION_DECISION] for w in waits] == ["allow", "deny"]
+        assert {wait.parent_span_id for wait in waits} == tools.keys()
+        for wait in waits:
+            tool = tools[wait.parent_span_id]
+            assert tool.start_ns <= wait.start_ns < wait.end_ns <= tool.end_ns
+
+
+def test_words_while_the_turn_runs(tmp_path, monkeypatch):
+    """What the user says meanwhile is an event of the turn, not another turn."""
+    with trial("steering", tmp_path, monkeypatch, kind=CODEX_CLI) as played:
+        (turn,) = played.turns
+        assert turn.attributes[semconv.OI_INPUT] == "wait a while"
+        (said,) = turn.message.events
+        told = {each.key: each.value.string_value for each in said.attributes}
+        assert told[semconv.PROMPT_TEXT] == "and be polite"
+
+
+@pytest.mark.parametrize(
+    ("name", "attempts"),
+    # Codex tries a request three times, and the whole call with that three times.
+    [("retry_500", [1, 1, 2, 3]), ("many_attempts", [1, 2, 3, 4, 5, 6, 7, 8, 9])],
+)
+def test_attempts(name, attempts, tmp_path, monkeypatch):
+    """Attempts at one request are counted, each is there, and all say which was the first."""
+    with trial(name, tmp_path, monkeypatch, kind=CODEX_CLI) as played:
         chats = sorted(played.of_type("llm"), key=lambda span: span.start_ns)
-        assert [c.attributes[semconv.LLM_ATTEMPT] for c in chats] == [1, 1, 2, 3]
+        assert [c.attributes[semconv.LLM_ATTEMPT] for c in chats] == attempts
+        first = chats[attempts.index(2) - 1]
+        again = [c for c in chats if c.attributes[semconv.LLM_ATTEMPT] > 1]
+        assert {c.attributes[semconv.LLM_RETRY_OF] for c in again} == {first.span_id}
 
 
 def test_run_edits_nothing_and_links_exactly(tmp_path, monkeypatch):

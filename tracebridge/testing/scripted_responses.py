@@ -1,8 +1,8 @@
 """The scripted model in the shape of OpenAI's Responses API, as Codex CLI calls it.
 
 The script, the gates and the ground truth are those of `ScriptedModel`; only what goes over the
-wire is another. A `ToolUse` of `apply_patch` is a custom tool call whose input is its "patch"; a
-name with a dot is a function in a namespace. The truth's usage keeps Anthropic's names.
+wire is another. A `ToolUse` of `apply_patch` with a "patch" is a custom tool call whose input that
+is; a name with a dot is a function in a namespace. The truth's usage keeps Anthropic's names.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _item(response_id: str, index: int, block: JsonObject) -> JsonObject:
         }
     call_id = str(block["id"]).replace("toolu_", "call_")
     namespace, _, name = str(block["name"]).rpartition(".")
-    if name == "apply_patch":
+    if name == "apply_patch" and "patch" in block["input"]:
         return {
             "type": "custom_tool_call",
             "id": f"ctc_{own}",

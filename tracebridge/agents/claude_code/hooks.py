@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
-
 from tracebridge.agents import Reading
 from tracebridge.agents.claude_code.payload import (
     SLUG,
@@ -21,7 +19,7 @@ from tracebridge.agents.claude_code.payload import (
     tool_error_type,
 )
 from tracebridge.fields import dicts_in, nanoseconds_of, text_of
-from tracebridge.lines import parse_object
+from tracebridge.lines import parse_head, parse_object
 from tracebridge.model import (
     Compaction,
     HookEvent,
@@ -65,7 +63,7 @@ def parse_hook(event: HookEvent) -> Reading:
     if isinstance(payload, str):
         cut = event.payload_bytes > len(event.payload)
         notes[f"hook payload {'cut at its cap' if cut else payload}"] += 1
-        payload = _head_of(event.payload) if cut else {}
+        payload = parse_head(event.payload) if cut else {}
     session_id = text_of(payload, "session_id")
     name = text_of(payload, "hook_event_name")
     if session_id is None or name is None:
@@ -214,18 +212,6 @@ def _hook_parts(name: str, payload: dict[str, Any], event: HookEvent) -> Iterato
             message=text_of(payload, "last_assistant_message"),
             error_type=text_of(payload, "error") or "unknown",
         )
-
-
-def _head_of(payload: bytes) -> dict[str, Any]:
-    """Return the leading text fields of a payload that was cut: who it is about comes first."""
-    head = payload[:65536].decode("utf-8", "replace")
-    fields: dict[str, Any] = {}
-    for name, value in re.findall(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*")', head):
-        try:
-            fields.setdefault(name, orjson.loads(value))
-        except orjson.JSONDecodeError:
-            continue
-    return fields
 
 
 def _version(ai_agent: str) -> str | None:

@@ -13,31 +13,45 @@ Format facts, each seen with 0.169.0:
   thread itself, and in it the parent's turn ends as aborted.
 * A patch that does not apply has no item, only the tool's output.
 * `item_completed` has the item's own begin and end, in milliseconds.
+* A rollout is open for writing as long as a process has the thread in hand, also between turns, and
+  before the first hook runs. Killed, Codex tells nothing, but lets go of it.
+* Compactions have no id that hooks know; `compacted` names the response that was the summary.
+* PermissionRequest has the tool's input and the reason, but not the tool's id.
+* A review is done by a thread of its own, whose hooks name its own turn and no subagent.
+* What is typed in a terminal is done, and its hooks are run, by a server that outlives it: of the
+  environment the hooks see that of the terminal which started the server.
 """
 
 from __future__ import annotations
 
+from tracebridge.agents.codex_cli.edits import edits, remarks, settings_folder
 from tracebridge.agents.codex_cli.hooks import parse_hook
+from tracebridge.agents.codex_cli.past import past_sessions
 from tracebridge.agents.codex_cli.payload import SLUG
 from tracebridge.agents.codex_cli.requests import identify_call
 from tracebridge.agents.codex_cli.rollout import find_transcript, read_transcript, transcripts
-from tracebridge.agents.codex_cli.wiring import launch, settings_path, unwire, upstream, wire
+from tracebridge.agents.codex_cli.wiring import launch, unwire, upstream, wire
 
 ALIASES = ("codex",)
 PROGRAM = "codex"
 TESTED_VERSION = "0.169.0"
+KEEPS_TRANSCRIPT_OPEN = True
 
 __all__ = [
     "ALIASES",
+    "KEEPS_TRANSCRIPT_OPEN",
     "PROGRAM",
     "SLUG",
     "TESTED_VERSION",
+    "edits",
     "find_transcript",
     "identify_call",
     "launch",
     "parse_hook",
+    "past_sessions",
     "read_transcript",
-    "settings_path",
+    "remarks",
+    "settings_folder",
     "transcripts",
     "unwire",
     "upstream",

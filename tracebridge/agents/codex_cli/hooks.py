@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import orjson
+
 from tracebridge.agents import Reading
 from tracebridge.agents.codex_cli.payload import (
     APPLY_PATCH,
     SLUG,
+    mcp_output,
+    mcp_server,
     patched_files,
     prompt,
     tool_name,
 )
 from tracebridge.fields import as_json, dict_of, text_of
-from tracebridge.lines import parse_object
+from tracebridge.lines import parse_head, parse_object
 from tracebridge.model import (
     Compaction,
     HookEvent,
     Outcome,
     Part,
+    PermissionAsk,
     SessionInfo,
     Sighting,
     Source,
@@ -30,9 +36,7 @@ from tracebridge.model import (
     TurnEnd,
 )
 
-SILENT_EVENTS = frozenset(
-    {"PermissionRequest", "PostModelRequest", "PreModelRequest", "SessionEnd", "SessionStart"}
-)
+SILENT_EVENTS = frozenset({"PostModelRequest", "PreModelRequest", "SessionEnd", "SessionStart"})
 NOTIFICATION = "agent-turn-complete"
 
 
@@ -42,19 +46,20 @@ def parse_hook(event: HookEvent) -> Reading:
     if isinstance(payload, str):
         cut = event.payload_bytes > len(event.payload)
         notes[f"hook payload {'cut at its cap' if cut else payload}"] += 1
-        return Reading(notes=notes)
+        payload = parse_head(event.payload) if cut else {}
     if payload.get("type") == NOTIFICATION:
         return _read_notification(payload, event.time_ns)
     session_id = text_of(payload, "session_id")
     name = text_of(payload, "hook_event_name")
     if session_id is None or name is None:
-        notes["hook event without session_id or hook_event_name"] += 1
+        if not notes:
+            notes["hook event without session_id or hook_event_name"] += 1
         return Reading(notes=notes)
     agent_id = text_of(payload, "agent_id")
     # A subagent's turn id is its own; the rollout tells whose turn it works for.
     turn_key = None if agent_id is not None else text_of(payload, "turn_id")
     parts = tuple(_hook_parts(name, payload, event.time_ns))
-    if not parts and name not in SILENT_EVENTS:
+    if not parts and not notes and name not in SILENT_EVENTS:
         notes[f"hook event {name[:40]} ignored"] += 1
     info = SessionInfo(
         key="session",
@@ -95,9 +100,20 @@ def parse_hook(event: HookEvent) -> Reading:
 def _hook_parts(name: str, payload: dict[str, Any], now: int) -> Iterator[Part]:
     agent_id = text_of(payload, "agent_id")
     if name == "UserPromptSubmit" and agent_id is None:
-        yield prompt(text_of(payload, "prompt") or "", now)
+        said = text_of(payload, "prompt")
+        if said is not None:
+            yield prompt(said, now)
     elif name in {"PreToolUse", "PostToolUse"}:
         yield from _tool_parts(name, payload, now)
+    elif name == "PermissionRequest":
+        asked = dict_of(payload.get("tool_input"))
+        yield PermissionAsk(
+            key=f"ask:{now}",
+            tool_name=tool_name(text_of(payload, "tool_name")),
+            # It has what the tool has, and the reason.
+            input_digest=_digest(payload, {k: v for k, v in asked.items() if k != "description"}),
+            start_ns=now,
+        )
     elif name == "SubagentStart" and agent_id:
         yield Subagent(key=agent_id, type=text_of(payload, "agent_type"), start_ns=now)
     elif name == "SubagentStop" and agent_id:
@@ -133,14 +149,15 @@ def _tool_parts(name: str, payload: dict[str, Any], now: int) -> Iterator[Part]:
     if tool_id is None:
         return
     asked = dict_of(payload.get("tool_input"))
+    name_of_tool = tool_name(text_of(payload, "tool_name"))
     tool = ToolCall(
-        key=tool_id, name=tool_name(text_of(payload, "tool_name")), input=as_json(asked)
+        key=tool_id, name=name_of_tool, input=as_json(asked), mcp_server=mcp_server(name_of_tool)
     )
     if name == "PreToolUse":
-        yield replace(tool, start_ns=now)
+        yield replace(tool, start_ns=now, input_digest=_digest(payload, asked))
         return
     response = payload.get("tool_response")
-    output = response if isinstance(response, str) else as_json(response)
+    output = response if isinstance(response, str) else mcp_output(response)
     yield replace(tool, end_ns=now, output=output)
     if tool.name == APPLY_PATCH:
         # It fires for a patch that was applied. The rollout has the better diff.
@@ -149,6 +166,12 @@ def _tool_parts(name: str, payload: dict[str, Any], now: int) -> Iterator[Part]:
         ):
             removed = None if edit.operation == "delete" else edit.lines_removed
             yield replace(edit, diff=None, failed=False, lines_removed=removed)
+
+
+def _digest(payload: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Return what a tool call and the question whether it may run have in common."""
+    data = orjson.dumps([payload.get("tool_name"), asked], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _read_notification(payload: dict[str, Any], now: int) -> Reading:

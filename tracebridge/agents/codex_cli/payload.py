@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tracebridge.fields import text_of
+from tracebridge.fields import as_json, dict_of, dicts_in, text_of
 from tracebridge.model import FileEdit, Prompt
 
 SLUG = "codex-cli"
@@ -18,6 +18,7 @@ APPLY_PATCH = "apply_patch"
 # Hooks call the shell so, whatever the model called it.
 _SHELL_IN_HOOKS = "Bash"
 _SHELL = "exec_command"
+_MCP = "mcp__"
 _OPERATIONS = {"Add": "create", "Update": "update", "Delete": "delete"}
 _CHANGES = {"add": "create", "update": "update", "delete": "delete"}
 
@@ -28,12 +29,29 @@ def prompt(text: str, time_ns: int, *, mid_turn: bool | None = None) -> Prompt:
     return Prompt(key=key, text=text, start_ns=time_ns, mid_turn=mid_turn)
 
 
-def tool_name(name: str | None) -> str | None:
+def tool_name(name: str | None, namespace: str | None = None) -> str | None:
     """Return a tool's name as the model knows it from the one that hooks give it."""
     if name == _SHELL_IN_HOOKS:
         return _SHELL
+    if name is not None and namespace is not None and namespace.startswith(_MCP):
+        return f"{namespace}__{name}"
     # Hooks write namespace and name as one word.
     return name and re.sub(r"^(?:collaboration|multi_agent_v\d)(?=[a-z])", "", name)
+
+
+def mcp_server(name: str | None) -> str | None:
+    """Return the MCP server in a tool's name."""
+    if name is None or not name.startswith(_MCP):
+        return None
+    return name.removeprefix(_MCP).partition("__")[0] or None
+
+
+def mcp_output(result: Any) -> str | None:
+    """Return what an MCP server answered, as text where it is text."""
+    said = [text_of(part, "text") for part in dicts_in(dict_of(result).get("content"))]
+    if said and None not in said:
+        return "\n".join(text for text in said if text is not None)
+    return as_json(result)
 
 
 def patched_files(tool_key: str, patch: str, cwd: str | None) -> Iterator[FileEdit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from tracebridge.agents.codex_cli.payload import (
     APPLY_PATCH,
     SLUG,
     changed_file,
+    mcp_output,
     patched_files,
     prompt,
     tool_name,
@@ -28,6 +30,7 @@ from tracebridge.model import (
     ModelCall,
     Outcome,
     Part,
+    Prompt,
     SessionInfo,
     Sighting,
     Source,
@@ -38,7 +41,7 @@ from tracebridge.model import (
     Usage,
 )
 
-SILENT_LINES = frozenset({"compacted", "inter_agent_communication_metadata", "world_state"})
+SILENT_LINES = frozenset({"inter_agent_communication_metadata", "world_state"})
 SILENT_EVENTS = frozenset(
     {
         "agent_message",
@@ -62,7 +65,7 @@ SILENT_EVENTS = frozenset(
 )
 TOOL_CALLS = frozenset({"custom_tool_call", "function_call", "local_shell_call"})
 TOOL_OUTPUTS = frozenset({"custom_tool_call_output", "function_call_output"})
-SILENT_ITEMS = frozenset({"Plan", "HookPrompt", "EnteredReviewMode", "ExitedReviewMode"})
+SILENT_ITEMS = frozenset({"Plan", "HookPrompt", "ExitedReviewMode"})
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND_NS = 1_000_000
 # The instructions stand in the first line.
@@ -81,8 +84,24 @@ def find_transcript(session_id: str, home: Path) -> Path | None:
         return None
     config = os.environ.get("CODEX_HOME")
     root = Path(config) if config else home / ".codex"
-    found = (root / "sessions").glob(f"*/*/*/rollout-*-{session_id}.jsonl")
+    name = f"rollout-*-{session_id}.jsonl"
+    days = _days_of(session_id) or ("*/*/*",)
+    found = (path for day in days for path in (root / "sessions").glob(f"{day}/{name}"))
     return next(iter(sorted(found)), None)
+
+
+def _days_of(thread_id: str) -> tuple[str, ...]:
+    """Return the folders in which a thread's file may be: its id says when it began."""
+    try:
+        known = uuid.UUID(thread_id)
+        began = EPOCH + timedelta(milliseconds=known.int >> 80)
+    except (ValueError, OverflowError):
+        return ()
+    if known.version != 7:
+        return ()
+    # The folders go by local time.
+    days = (began + timedelta(days=offset) for offset in (-1, 0, 1))
+    return tuple(f"{day:%Y/%m/%d}" for day in days)
 
 
 def _subagent_files(path: Path) -> Iterator[Path]:
@@ -197,7 +216,7 @@ class _RolloutReader:
         return None if self._thread_id == self._session_id else self._thread_id
 
     def read(self, line: dict[str, Any]) -> None:
-        kind = line.get("type")
+        kind = text_of(line, "type")
         payload = dict_of(line.get("payload"))
         time_ns = _time_ns(line.get("timestamp"))
         if kind in SILENT_LINES:
@@ -218,6 +237,8 @@ class _RolloutReader:
             self._read_response_item(payload, time_ns)
         elif kind == "token_usage_record":
             self._read_usage(payload, time_ns)
+        elif kind == "compacted":
+            self._read_compacted(payload, time_ns)
         else:
             self.notes[f"rollout line type {str(kind)[:40]!r} ignored"] += 1
 
@@ -227,7 +248,7 @@ class _RolloutReader:
         own = text_of(payload, "thread_id") == self._thread_id
         if own and (
             kind == "token_usage_record"
-            or payload.get("type") in {"item_completed", "thread_settings_applied"}
+            or text_of(payload, "type") in {"item_completed", "thread_settings_applied"}
         ):
             self._copied = False
         return self._copied
@@ -266,7 +287,9 @@ class _RolloutReader:
             "git_branch": text_of(dict_of(meta.get("git")), "branch"),
         }
         spawn = dict_of(dict_of(dict_of(meta.get("source")).get("subagent")).get("thread_spawn"))
-        self._info["type"] = text_of(spawn, "agent_role") or "default"
+        kind = dict_of(meta.get("source")).get("subagent")
+        self._info["type"] = kind if isinstance(kind, str) else text_of(spawn, "agent_role")
+        self._info["type"] = self._info["type"] or "default"
         self._info["name"] = text_of(spawn, "agent_path") or text_of(spawn, "agent_nickname")
         self._info["parent"] = text_of(meta, "parent_thread_id")
         if self._agent_id is None:
@@ -289,6 +312,13 @@ class _RolloutReader:
             self._see(SessionInfo(key="session", model=model), 0)
         self._model = model or self._model
 
+    def _read_compacted(self, compacted: dict[str, Any], time_ns: int) -> None:
+        response_id = text_of(compacted, "compaction_response_id")
+        if response_id is not None:
+            call = ModelCall(key=response_id, response_id=response_id, purpose="compaction")
+            self._see(call, time_ns)
+        self._note_input(time_ns)
+
     def _begin_turn(self, payload: dict[str, Any]) -> None:
         turn_id = text_of(payload, "turn_id")
         if turn_id is None:
@@ -297,19 +327,22 @@ class _RolloutReader:
         self._roots[turn_id] = text_of(payload, "root_turn_id") or turn_id
 
     def _read_event(self, event: dict[str, Any], time_ns: int) -> None:
-        kind = event.get("type")
+        kind = text_of(event, "type")
         if kind == "task_started":
             self._begin_turn(event)
             self._input_ns, self._call_ns = time_ns, None
             self._thoughts, self._texts, self._asked = [], [], []
             if self._agent_id is not None:
-                self._see(self._subagent(start_ns=time_ns), time_ns)
+                own = text_of(event, "turn_id")
+                self._see(self._subagent(start_ns=time_ns, own_turn_key=own), time_ns)
         elif kind == "item_completed":
             self._read_item(dict_of(event.get("item")), event, time_ns)
         elif kind == "task_complete":
             self._read_end(event, time_ns)
         elif kind == "turn_aborted":
             self._end_turn(event, time_ns, Outcome.INTERRUPTED)
+        elif kind == "agent_reasoning":
+            self._read_older_thought(event, time_ns)
         elif kind in {"exec_command_end", "patch_apply_end"}:
             # As older versions tell what items tell now.
             self._read_older(event, time_ns)
@@ -446,12 +479,17 @@ class _RolloutReader:
     def _read_item(self, item: dict[str, Any], event: dict[str, Any], time_ns: int) -> None:
         if text_of(event, "thread_id") not in {None, self._thread_id}:
             return
-        kind, key = item.get("type"), text_of(item, "id")
+        kind, key = text_of(item, "type"), text_of(item, "id")
         start_ns = _milliseconds(event, "started_at_ms")
         end_ns = _milliseconds(event, "completed_at_ms") or time_ns
         turn_id = text_of(event, "turn_id")
         if key is None:
             self.notes[f"rollout item {str(kind)[:40]!r} without id ignored"] += 1
+        elif kind == "EnteredReviewMode":
+            # A turn that begins with nothing else; another thread does the work.
+            self._begin_turn(event)
+            said = Prompt(key=key, text=text_of(item, "user_facing_hint"), start_ns=end_ns)
+            self._see(replace(said, origin="review"), end_ns, turn_id)
         elif kind == "UserMessage":
             self._read_user_message(item, end_ns, turn_id)
         elif kind == "Reasoning":
@@ -459,6 +497,8 @@ class _RolloutReader:
             text = "\n".join(
                 [*texts_in(item.get("summary_text")), *texts_in(item.get("raw_content"))]
             )
+            # Older versions told it as an event, and some may tell both.
+            self._thoughts = [known for known in self._thoughts if known[3] != text]
             self._thoughts.append([key, start_ns, end_ns, text])
         elif kind == "AgentMessage":
             self._note_answer()
@@ -473,8 +513,11 @@ class _RolloutReader:
         elif kind == "ContextCompaction":
             compaction = Compaction(key="compaction", start_ns=start_ns, end_ns=end_ns)
             self._see(compaction, time_ns, turn_id)
+        elif kind == "McpToolCall":
+            self._see(_mcp_call(item, key, start_ns, end_ns), time_ns, turn_id)
+            self._tools[key] = None
         elif isinstance(kind, str) and kind.endswith("ToolCall"):
-            # Of MCP servers and of agents: what it took and gave stands in other lines.
+            # Of agents: what it took and gave stands in other lines.
             self._see(ToolCall(key=key, start_ns=start_ns, end_ns=end_ns), time_ns, turn_id)
         elif kind not in SILENT_ITEMS:
             self.notes[f"rollout item {str(kind)[:40]!r} ignored"] += 1
@@ -496,7 +539,7 @@ class _RolloutReader:
         time_ns: int,
         turn_id: str | None,
     ) -> None:
-        failed = item.get("status") not in {"completed", None}
+        failed = text_of(item, "status") not in {"completed", None}
         declined = item.get("status") == "declined"
         tool = ToolCall(
             key=key,
@@ -526,6 +569,12 @@ class _RolloutReader:
             )
             self._see(subagent, time_ns, turn_id)
 
+    def _read_older_thought(self, event: dict[str, Any], time_ns: int) -> None:
+        text = text_of(event, "text") or ""
+        if all(known[3] != text for known in self._thoughts):
+            self._note_answer()
+            self._thoughts.append([f"thought:{time_ns}", None, time_ns, text])
+
     def _read_older(self, event: dict[str, Any], time_ns: int) -> None:
         key = text_of(event, "call_id")
         if key is None:
@@ -538,7 +587,7 @@ class _RolloutReader:
             self._tools[key] = None
 
     def _read_response_item(self, item: dict[str, Any], time_ns: int) -> None:
-        kind = item.get("type")
+        kind = text_of(item, "type")
         key = text_of(item, "call_id")
         passed = dict_of(item.get("internal_chat_message_metadata_passthrough"))
         turn_id = text_of(passed, "turn_id")
@@ -546,7 +595,7 @@ class _RolloutReader:
         if kind in TOOL_CALLS and key is not None:
             self._note_answer()
             self._asked.append(key)
-            name = tool_name(text_of(item, "name"))
+            name = tool_name(text_of(item, "name"), text_of(item, "namespace"))
             patch = text_of(item, "input")
             asked = text_of(item, "arguments") or patch or as_json(item.get("action"))
             if name == APPLY_PATCH and patch is not None:
@@ -600,9 +649,26 @@ def _command(item: dict[str, Any], key: str, start_ns: int | None, end_ns: int) 
         key=key,
         start_ns=start_ns,
         end_ns=end_ns,
+        duration_ns=_duration(item),
         output=text_of(item, "aggregated_output"),
         exit_code=exit_code,
         error_type=error_type,
+    )
+
+
+def _mcp_call(item: dict[str, Any], key: str, start_ns: int | None, end_ns: int) -> ToolCall:
+    error = text_of(dict_of(item.get("error")), "message")
+    output = mcp_output(item.get("result"))
+    failed = item.get("status") == "failed" or error is not None
+    return ToolCall(
+        key=key,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        duration_ns=_duration(item),
+        output=output,
+        error_type="tool_error" if failed else None,
+        error_message=(error or output) if failed else None,
+        mcp_server=text_of(item, "server"),
     )
 
 
@@ -635,6 +701,14 @@ def _exit_code(output: str) -> int | None:
         r"^(?:Process exited with code|Exit code:) (-?\d{1,9})$", output[:500], re.MULTILINE
     )
     return int(match[1]) if match else None
+
+
+def _duration(item: dict[str, Any]) -> int | None:
+    told = dict_of(item.get("duration"))
+    seconds, rest_ns = count_of(told, "secs"), count_of(told, "nanos")
+    if seconds is None or rest_ns is None or seconds > 10**9:
+        return None
+    return seconds * 1_000_000_000 + rest_ns
 
 
 def _milliseconds(record: dict[str, Any], name: str) -> int | None:
