@@ -10,10 +10,14 @@ import { createHash } from "node:crypto"
 import fs from "node:fs"
 import os from "node:os"
 import path from "node:path"
+import { isMainThread } from "node:worker_threads"
 
 const PAYLOAD_LIMIT = 10 << 20
 const ENV_VALUE_LIMIT = 64 << 10
 const SESSIONS_REMEMBERED = 1000
+// After an answer that was cut short OpenCode asks again, at once and without limit.
+const CUTS_TOLD = 100
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"]
 const ENV_NAMES = new Set([
   "AI_AGENT",
   "RESPAN_CUSTOMER_ID",
@@ -42,6 +46,19 @@ function stateHome() {
   return path.join(os.homedir(), below)
 }
 
+// A signal that is ignored, as nohup wants it, must stay ignored: hearing it would undo that.
+function heededSignals() {
+  try {
+    const status = fs.readFileSync("/proc/self/status", "utf8")
+    const ignored = BigInt(`0x${/^SigIgn:\s*(\w+)/m.exec(status)[1]}`)
+    const heeded = (name) => !((ignored >> BigInt(os.constants.signals[name] - 1)) & 1n)
+    // In the terminal UI we are a thread beside the one that gets them, and are told of aborts.
+    return isMainThread ? SIGNALS.filter(heeded) : []
+  } catch {
+    return []
+  }
+}
+
 function database() {
   const data = path.join(
     process.env.XDG_DATA_HOME || path.join(os.homedir(), ".local/share"),
@@ -57,6 +74,10 @@ export const Tracebridge = async (context, options = {}) => {
   const spool = ["spool", "spool/tmp", "spool/new"].map((name) => path.join(home, name))
   const sessions = new Map()
   const written = new Map()
+  const running = new Set()
+  const signals = heededSignals()
+  // Root may work in a user's home, as in a container.
+  const user = process.geteuid?.()
   let serial = 0
   let version
 
@@ -77,8 +98,9 @@ export const Tracebridge = async (context, options = {}) => {
   function write(event) {
     for (const folder of spool) {
       fs.mkdirSync(folder, { recursive: true, mode: 0o700 })
-      // A link may have been put there by somebody else to have events written to his place.
-      if (!fs.lstatSync(folder).isDirectory()) return
+      const facts = fs.lstatSync(folder)
+      // Somebody else may have put a link or a folder there to have events written to his place.
+      if (!facts.isDirectory() || facts.mode & 0o002 || (user && facts.uid !== user)) return
     }
     const payload = Buffer.from(JSON.stringify(event))
     const time = BigInt(Math.trunc((performance.timeOrigin + performance.now()) * 1000)) * 1000n
@@ -106,7 +128,7 @@ export const Tracebridge = async (context, options = {}) => {
   function session(id) {
     if (!sessions.has(id)) {
       if (sessions.size >= SESSIONS_REMEMBERED) sessions.delete(sessions.keys().next().value)
-      sessions.set(id, {})
+      sessions.set(id, { cuts: 0 })
     }
     return sessions.get(id)
   }
@@ -117,13 +139,12 @@ export const Tracebridge = async (context, options = {}) => {
     return id
   }
 
-  function tell(type, sessionID, facts) {
-    const outermost = root(sessionID)
-    const { turn } = session(outermost)
+  function tell(type, sessionID, facts, turn = session(root(sessionID)).turn) {
     if (!turn) return
+    const outermost = root(sessionID)
+    const whose = { session: outermost, turn, subagent: outermost === sessionID ? undefined : sessionID }
     const info = { directory: context?.directory, database: database(), version }
-    const whose = { session: outermost, turn, ...(outermost === sessionID ? {} : { subagent: sessionID }) }
-    write({ type, ...whose, parent: session(sessionID).parent, ...info, ...facts })
+    write({ type, ...whose, ...info, ...facts })
   }
 
   // Events repeat themselves; only what is new is worth a file.
@@ -143,14 +164,63 @@ export const Tracebridge = async (context, options = {}) => {
     child.unref()
   }
 
+  function begin(sessionID, prompt) {
+    const state = session(sessionID)
+    const fresh = { error: undefined, answer: undefined, call: undefined, cuts: 0, queued: undefined }
+    Object.assign(state, { own: prompt, ...fresh })
+    if (state.parent) return
+    state.turn = prompt
+    written.clear()
+    running.add(sessionID)
+    hearSignals(true)
+  }
+
+  function prompted(sessionID, info, facts) {
+    const state = session(sessionID)
+    // Said while a turn runs, it waits until that turn's next call takes it up.
+    if (running.has(sessionID)) (state.queued ??= new Set()).add(info.id)
+    else begin(sessionID, info.id)
+    tell("prompt", sessionID, { info, ...facts }, state.parent ? undefined : info.id)
+  }
+
+  function idle(sessionID) {
+    const { error, answer, own } = session(sessionID)
+    tellOnce(sessionID, "idle", sessionID, { own, error, answer })
+  }
+
+  // Sent to `opencode run`, a signal ends it without a word. It still does, once it is told.
+  function interrupted(signal) {
+    for (const id of running) safely(() => tell("interrupted", id, { signal }))()
+    hearSignals(false)
+    if (!process.listenerCount(signal)) process.kill(process.pid, signal)
+  }
+
+  function hearSignals(wanted) {
+    for (const signal of signals) {
+      process.off(signal, interrupted)
+      if (wanted) process.on(signal, interrupted)
+    }
+  }
+
   function messageUpdated({ info }) {
-    if (info.role !== "assistant") return
     const state = session(info.sessionID)
-    if (info.time.completed || info.error) tellOnce(info.id, "message", info.sessionID, { info })
-    else state.call = info.id
+    if (info.role !== "assistant") state.said = info
+    else if (info.time.completed || info.error) {
+      if (info.finish === "unknown" && ++state.cuts > CUTS_TOLD) return
+      const trigger = info.summary ? state.compaction : undefined
+      tellOnce(info.id, "message", info.sessionID, { info, trigger })
+    } else if (info.id !== state.call) {
+      if (state.queued?.has(info.parentID)) {
+        idle(info.sessionID)
+        begin(info.sessionID, info.parentID)
+      }
+      // What went wrong before did not end the turn.
+      Object.assign(state, { call: info.id, error: undefined, sumsUp: info.summary })
+    }
   }
 
   function partUpdated({ part }) {
+    const state = session(part.sessionID)
     if (part.type === "tool") {
       const { status, metadata } = part.state
       if (status === "pending") return
@@ -160,20 +230,28 @@ export const Tracebridge = async (context, options = {}) => {
         const facts = { part: { ...part, state: known } }
         tellOnce(part.id, "part", part.sessionID, facts, `running ${metadata?.sessionId}`)
       } else tellOnce(part.id, "part", part.sessionID, { part })
-    } else if ((part.type === "text" || part.type === "reasoning") && part.time?.end) {
-      if (part.type === "text") session(part.sessionID).answer = part.text
-      tellOnce(part.id, "part", part.sessionID, { part })
+    } else if (["reasoning", "text"].includes(part.type) && part.time?.end && !part.synthetic) {
+      if (part.type === "text" && !state.sumsUp) state.answer = part.text
+      if (state.cuts < CUTS_TOLD) tellOnce(part.id, "part", part.sessionID, { part })
+    } else if (part.type === "compaction") {
+      state.compaction = part.auto ? "auto" : "manual"
+      // Asked for by the user, it is a turn of its own, and no `chat.message` tells of it. What is
+      // older than its session was copied there by a fork.
+      const own = state.said.time.created >= (state.created ?? 0)
+      if (own && !part.auto) prompted(part.sessionID, state.said, { origin: "command" })
     }
   }
 
+  function sessionUpdated({ info }) {
+    const state = session(info.id)
+    state.parent ??= info.parentID
+    state.created ??= info.time?.created
+    version ??= info.version
+  }
+
   const onEvent = {
-    "session.created": ({ info }) => {
-      session(info.id).parent = info.parentID
-      version = info.version
-    },
-    "session.updated": ({ info }) => {
-      if (info.parentID) session(info.id).parent = info.parentID
-    },
+    "session.created": sessionUpdated,
+    "session.updated": sessionUpdated,
     "session.status": ({ sessionID, status }) => {
       if (status.type === "retry") tell("retry", sessionID, { call: session(sessionID).call, status })
     },
@@ -181,8 +259,8 @@ export const Tracebridge = async (context, options = {}) => {
       if (sessionID) session(sessionID).error = error
     },
     "session.idle": ({ sessionID }) => {
-      const { error, answer, own } = session(sessionID)
-      tellOnce(sessionID, "idle", sessionID, { own, error, answer })
+      idle(sessionID)
+      if (running.delete(sessionID)) hearSignals(running.size > 0)
     },
     "message.updated": messageUpdated,
     "message.part.updated": partUpdated,
@@ -193,14 +271,8 @@ export const Tracebridge = async (context, options = {}) => {
   return {
     event: safely(({ event }) => onEvent[event.type]?.(event.properties)),
     "chat.message": safely(({ sessionID }, { message, parts }) => {
-      const state = session(sessionID)
-      if (!state.parent) {
-        state.turn = message.id
-        written.clear()
-      }
-      Object.assign(state, { own: message.id, error: undefined, answer: undefined, call: undefined })
       const said = parts.filter((part) => part.type === "text" && !part.synthetic)
-      tell("prompt", sessionID, { info: message, text: said.map((part) => part.text).join("\n") })
+      prompted(sessionID, message, { text: said.map((part) => part.text).join("\n") })
       startWatcher()
     }),
     "chat.headers": safely(({ sessionID, agent, message }, { headers }) => {
@@ -209,8 +281,9 @@ export const Tracebridge = async (context, options = {}) => {
       headers.traceparent ??= traceparent(outermost, turn)
       headers["x-tracebridge-session"] = outermost
       headers["x-tracebridge-turn"] = turn
-      if (agent === "title") headers["x-tracebridge-purpose"] = "title"
-      else if (session(sessionID).call) headers["x-tracebridge-call"] = session(sessionID).call
+      const { call } = session(sessionID)
+      if (agent === "title" || agent === "compaction") headers["x-tracebridge-purpose"] = agent
+      if (agent !== "title" && call) headers["x-tracebridge-call"] = call
     }),
     "shell.env": safely(({ sessionID, callID }, { env }) => {
       const outermost = root(sessionID)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import time
@@ -30,6 +31,15 @@ for (const [name, input, output] of steps.calls) {
 process.stdout.write(JSON.stringify({ names: Object.keys(plugin), answers }))
 process.exit(0)
 """
+# Stays until a signal ends it, as OpenCode does while a turn runs.
+STAYING = (
+    DRIVER.partition("process.stdout")[0]
+    + """
+if (steps.listener) process.on("SIGINT", () => process.exit(7))
+setInterval(() => {}, 1000)
+process.stdout.write("ready\\n")
+"""
+)
 SESSION, TURN = "ses_abc", "msg_def"
 
 
@@ -46,6 +56,29 @@ def happened(kind, **properties):
 def asked(session=SESSION, agent="build", message=TURN, headers=None):
     call = {"sessionID": session, "agent": agent, "message": {"id": message}}
     return ["chat.headers", call, {"headers": headers or {}}]
+
+
+def signalled(home, *calls, number, listener=False):
+    """Call the plugin's hooks, send its process a signal, and return how that ended."""
+    steps = json.dumps({"options": {}, "calls": calls, "listener": listener}).encode()
+    with subprocess.Popen(
+        [NODE, "--input-type=module", "-e", STAYING, str(PLUGIN)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "TRACEBRIDGE_HOME": str(home)},
+    ) as process:
+        process.stdin.write(steps)
+        process.stdin.close()
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        return process.wait(60)
+
+
+def answering(key, prompt=TURN, session=SESSION, **facts):
+    """Tell that an assistant message begins, or with *facts* that it is over."""
+    times = {"created": 1, "completed": 2} if facts else {"created": 1}
+    info = {"id": key, "role": "assistant", "sessionID": session, "parentID": prompt}
+    return happened("message.updated", info={**info, "time": times, **facts})
 
 
 def drive(home, *calls, env=None, options=None):
@@ -193,6 +226,15 @@ def test_a_spool_that_cannot_be_written_is_no_error(obstacle, home, tmp_path):
     assert list(elsewhere.iterdir()) == []
 
 
+def test_a_spool_that_anybody_may_change_is_not_written(home):
+    """What lies there could be read and replaced by others."""
+    spool = home / "spool"
+    spool.mkdir(parents=True)
+    spool.chmod(0o777)
+    drive(home, said())
+    assert not list(home.rglob("*.event"))
+
+
 @pytest.mark.parametrize("name", ["chat.message", "chat.headers", "shell.env", "event"])
 @pytest.mark.parametrize("junk", [None, {}, {"event": {}}, {"event": {"type": "session.created"}}])
 def test_what_it_does_not_know_is_no_error(name, junk, home):
@@ -214,3 +256,93 @@ def test_the_watcher_is_started_with_the_turn(home, tmp_path):
     mark.unlink()
     drive(home, said(), options={"hook": hook}, env={"TRACEBRIDGE_NO_WATCH": "1"})
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_told_and_still_ends_the_process(number, home):
+    """A turn that a signal ends is told as interrupted, and the process dies of it as before."""
+    assert signalled(home, said(), number=number) == -number
+    assert [p["type"] for p in payloads(home)] == ["prompt", "interrupted"]
+
+
+def test_between_turns_signals_are_none_of_ours(home):
+    """Once the turn is over, nothing is told of a signal, and nothing is in its way."""
+    calls = [said(), happened("session.idle", sessionID=SESSION)]
+    assert signalled(home, *calls, number=signal.SIGTERM) == -signal.SIGTERM
+    assert [p["type"] for p in payloads(home)] == ["prompt", "idle"]
+
+
+def test_a_signal_that_somebody_else_hears_is_left_to_him(home):
+    """Another listener's way to end the process stands."""
+    assert signalled(home, said(), number=signal.SIGINT, listener=True) == 7
+    assert payloads(home)[-1]["type"] == "interrupted"
+
+
+def test_answers_that_are_cut_without_end_are_told_within_bounds(home):
+    """OpenCode asks again without limit; what is told of that ends at a hundred, the rest goes on."""
+    calls = [said()]
+    for number in range(150):
+        key = f"msg_{number:03}"
+        text = {"id": f"prt_{number}", "type": "text", "text": "Once", "sessionID": SESSION}
+        calls.append(answering(key))
+        calls.append(happened("message.part.updated", part={**text, "time": {"end": 2}}))
+        calls.append(answering(key, finish="unknown"))
+    drive(home, *calls, answering("msg_z"), answering("msg_z", finish="stop"))
+    kinds = [p["type"] for p in payloads(home)]
+    assert kinds == ["prompt", *["part", "message"] * 100, "message"]
+
+
+def test_what_is_said_meanwhile_waits_for_the_next_call(home):
+    """Calls belong to the prompt that they answer, and the turn before is over then."""
+    calls = [said(), answering("msg_a"), said(message="msg_next"), asked(), answering("msg_b")]
+    calls += [answering("msg_c", prompt="msg_next"), asked(message="msg_next")]
+    answers = drive(home, *calls)["answers"]
+    turns = [a["headers"]["x-tracebridge-turn"] for a in answers if a and "headers" in a]
+    assert turns == [TURN, "msg_next"]
+    told = [(p["type"], p["turn"]) for p in payloads(home)]
+    assert told == [("prompt", TURN), ("prompt", "msg_next"), ("idle", TURN)]
+
+
+def summing_up(auto):
+    info = {"id": "msg_sum", "role": "user", "sessionID": SESSION, "time": {"created": 3}}
+    part = {"id": "prt_1", "type": "compaction", "auto": auto}
+    about = {"sessionID": SESSION, "messageID": "msg_sum"}
+    return [
+        happened("message.updated", info=info),
+        happened("message.part.updated", part={**part, **about}),
+        answering("msg_s", prompt="msg_sum", finish="stop", summary=True),
+    ]
+
+
+def test_a_summary_that_the_user_wants_is_a_turn_of_its_own(home):
+    """No hook tells of that prompt; the part that asks for the summary does."""
+    over = happened("session.idle", sessionID=SESSION)
+    drive(home, said(), over, *summing_up(auto=False))
+    _, _, prompt, message = payloads(home)
+    assert (prompt["turn"], prompt["origin"]) == ("msg_sum", "command")
+    assert (message["turn"], message["trigger"]) == ("msg_sum", "manual")
+
+
+def test_a_summary_that_a_fork_copied_is_told_no_more(home):
+    """It is older than the session that it now stands in."""
+    made = happened("session.created", info={"id": SESSION, "time": {"created": 9}})
+    drive(home, made, *summing_up(auto=False), said())
+    assert [(p["type"], p["turn"]) for p in payloads(home)] == [("prompt", TURN)]
+
+
+def test_a_summary_that_opencode_wants_belongs_to_the_turn(home):
+    """It goes on right after, with the same turn."""
+    drive(home, said(), *summing_up(auto=True))
+    assert [(p["turn"], p.get("trigger")) for p in payloads(home)] == [
+        (TURN, None),
+        (TURN, "auto"),
+    ]
+
+
+def test_an_error_that_was_got_over_is_not_how_the_turn_ended(home):
+    """A call after it shows that the turn went on."""
+    error = {"name": "ContextOverflowError", "data": {}}
+    failed = happened("session.error", sessionID=SESSION, error=error)
+    over = happened("session.idle", sessionID=SESSION)
+    drive(home, said(), answering("msg_a"), failed, answering("msg_b"), over)
+    assert "error" not in payloads(home)[-1]

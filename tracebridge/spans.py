@@ -395,12 +395,14 @@ def _chat_span(
     content: Content,
 ) -> Span:
     seen, told, call = chat.seen, chat.told, _call(chat)
+    embeds = seen is not None and seen.dialect.endswith(".embeddings")
+    operation = "embeddings" if embeds else "chat"
     requested = call.requested_model or call.model
     end_ns = call.end_ns or 0
     start_ns = end_ns if call.start_ns is None else call.start_ns
     own: Attributes = {
         semconv.SPAN_TYPE: "llm",
-        semconv.OPERATION: "chat",
+        semconv.OPERATION: operation,
         semconv.PROVIDER: call.provider or "unknown",
         semconv.REQUEST_MODEL: requested,
         semconv.RESPONSE_MODEL: call.model,
@@ -408,12 +410,12 @@ def _chat_span(
         semconv.FINISH_REASONS: (call.stop_reason,) if call.stop_reason else None,
         **_usage_attributes(call.usage),
         **_cost_attributes(_cost(call)),
-        semconv.OI_KIND: "LLM",
+        semconv.OI_KIND: "LLM" if operation == "chat" else "EMBEDDING",
         semconv.OI_MODEL: call.model or requested,
         semconv.OI_PROVIDER: call.provider,
         semconv.OI_FINISH_REASON: call.stop_reason,
         semconv.OI_OUTPUT: _content_text(call.output_text, content),
-        semconv.RESPAN_LOG_TYPE: "chat",
+        semconv.RESPAN_LOG_TYPE: "chat" if operation == "chat" else "embedding",
         semconv.LINK_EVIDENCE: chat.evidence,
         semconv.LINK_CONFIDENCE: chat.evidence.confidence if chat.evidence else None,
         semconv.LLM_SOURCE: "+".join(
@@ -442,7 +444,7 @@ def _chat_span(
         trace_id=trace_id,
         span_id=span_id(trace_id, "llm", chat.key),
         parent_span_id=parent_span_id,
-        name=f"chat {requested or 'unknown'}",
+        name=f"{operation} {requested or 'unknown'}",
         kind=SpanKind.CLIENT,
         start_ns=start_ns,
         end_ns=max(start_ns, end_ns),
@@ -588,10 +590,11 @@ def _outer_link(tags: Tags) -> tuple[SpanLink, ...]:
 
 def _purpose(chat: Chat) -> str | None:
     """Return what a side call was for; None for the calls that do the work."""
+    if chat.told is not None and chat.told.purpose is not None:
+        # The agent knows better than its request shows.
+        return chat.told.purpose
     identity = chat.seen.identity if chat.seen is not None else None
-    if identity is not None and identity.is_side_call:
-        return identity.request_class
-    return chat.told.purpose if chat.told is not None else None
+    return identity.request_class if identity is not None and identity.is_side_call else None
 
 
 def _keys(chat: Chat) -> Iterable[str]:

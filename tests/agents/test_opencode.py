@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import sqlite3
+import tempfile
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -344,7 +346,7 @@ def test_preparing_touches_no_folder_in_use(tmp_path):
 
 def test_upstream_is_where_requests_go_today(tmp_path):
     """The base URL of Anthropic's provider ends in a version that our gateway adds itself."""
-    settings = opencode.settings_path("global", tmp_path, tmp_path)
+    settings = tmp_path / ".config" / "opencode" / "opencode.json"
     settings.parent.mkdir(parents=True)
     provider = {"anthropic": {"options": {"baseURL": "https://x.example/v1"}}}
     settings.write_text(json.dumps({"provider": provider}))
@@ -361,3 +363,293 @@ def test_a_failing_shell_and_an_aborted_tool():
     state = {"status": "error", "error": "Tool execution aborted", "time": {"start": 1, "end": 2}}
     (aborted,) = parts(hook(told("part", part={**part, "state": state})), ToolCall)
     assert aborted.error_type == "interrupted"
+
+
+def stored(database, *rows):
+    """Add rows: a table, then its columns."""
+    with closing(sqlite3.connect(database)) as connection:
+        for table, *row in rows:
+            data = row[-1] if not isinstance(row[-1], dict) else compact(row[-1])
+            add(connection, table, *row[:-1], data)
+        connection.commit()
+
+
+def turns_in(database):
+    reading = opencode.read_transcript(database / "ses_a", Cursor())
+    assembler = TurnAssembler("opencode", "ses_a")
+    assembler.add(reading.sightings)
+    return assembler.turns()
+
+
+def user(created):
+    return {"role": "user", "time": {"created": created}}
+
+
+def summing_up(auto, at=NOW + 20):
+    """Rows of a summary: who asked for it, and what was written."""
+    written = answer(parentID="msg_s", summary=True, time={"created": at + 1, "completed": at + 5})
+    return [
+        ("message", "msg_s", "ses_a", at, at, user(at)),
+        ("part", "prt_s", "msg_s", "ses_a", at, at, {"type": "compaction", "auto": auto}),
+        ("message", "msg_t", "ses_a", at + 1, at + 5, written),
+    ]
+
+
+def test_copies_in_a_fork_are_not_its_own(database):
+    """What was said before the session was made was said elsewhere, and counts there."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE session SET time_created = ?", (NOW + 50,))
+        connection.commit()
+    said = [("part", "prt_n", "msg_n", "ses_a", NOW + 60, NOW + 60, {"type": "text", "text": "x"})]
+    said.append(("message", "msg_n", "ses_a", NOW + 60, NOW + 60, user(NOW + 60)))
+    stored(database, *said)
+    (turn,) = turns_in(database)
+    assert (turn.turn_key, turn.chats) == ("msg_n", ())
+
+
+def test_a_summary_that_the_user_wants_is_a_turn(database):
+    """It is a command's, and what was written is no answer."""
+    stored(database, *summing_up(auto=False))
+    _, turn = turns_in(database)
+    (prompt,) = turn.prompts
+    (compaction,) = turn.compactions
+    assert (prompt.key, prompt.origin, compaction.trigger) == ("msg_s", "command", "manual")
+    assert (turn.outcome, turn.answer) == (Outcome.COMPLETED, None)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_opencode_says_itself_begins_no_turn(marked, database):
+    """To sum up, to go on, or to say the prompt once more: all is the work of one turn."""
+    at = NOW + 26
+    said = {"type": "text", "text": "go on", "synthetic": True}
+    said["metadata"] = {"compaction_continue": True}
+    last = answer(parentID="msg_w", time={"created": at + 1, "completed": at + 9})
+    stored(
+        database,
+        *summing_up(auto=True),
+        ("message", "msg_w", "ses_a", at, at, user(at)),
+        ("part", "prt_w", "msg_w", "ses_a", at, at, said if marked else {"type": "text"}),
+        ("message", "msg_x", "ses_a", at + 1, at + 9, last),
+    )
+    (turn,) = turns_in(database)
+    assert [chat.key for chat in turn.chats] == ["msg_1", "msg_t", "msg_x"]
+    assert turn.end_ns == (at + 9) * 1_000_000
+
+
+def test_messages_that_name_each_other_are_no_endless_tale(database):
+    """A damaged row may name one that comes after it."""
+    stored(database, *summing_up(auto=True))
+    with closing(sqlite3.connect(database)) as connection:
+        circle = compact(answer(parentID="msg_s"))
+        connection.execute("UPDATE message SET data = ? WHERE id = 'msg_1'", (circle,))
+        connection.commit()
+    assert turns_in(database)
+
+
+def test_reading_on_remembers_the_turn(database):
+    """Rows that come one by one give what they give together."""
+    rows = summing_up(auto=True)
+    at = NOW + 26
+    rows += [
+        ("message", "msg_w", "ses_a", at, at, user(at)),
+        ("part", "prt_w", "msg_w", "ses_a", at, at, {"type": "text", "text": "again"}),
+        ("message", "msg_x", "ses_a", at + 1, at + 9, answer(parentID="msg_w")),
+    ]
+    cursor, sightings = Cursor(), []
+    for row in rows:
+        stored(database, row)
+        reading = opencode.read_transcript(database / "ses_a", cursor)
+        cursor = reading.cursor
+        sightings += reading.sightings
+    assert {s.turn_key for s in sightings} == {None, "msg_u"}
+
+
+def test_cut_answers_without_end_are_told_within_bounds(database):
+    """A hundred are told, the rest is counted, and an answer in the end is told too."""
+    rows = []
+    for number in range(150):
+        at = NOW + 10 + number
+        cut = answer(finish="unknown", time={"created": at, "completed": at + 1})
+        rows.append(("message", f"msg_2{number:03}", "ses_a", at, at + 1, cut))
+    stored(database, *rows)
+    path = database / "ses_a"
+    first = opencode.read_transcript(path, Cursor())
+    assert len(parts(first, ModelCall)) == 101
+    assert sum(first.notes.values()) == 50
+    begun = answer(time={"created": NOW + 200}, finish=None)
+    stored(database, ("message", "msg_3", "ses_a", NOW + 200, NOW + 200, begun))
+    assert parts(opencode.read_transcript(path, first.cursor), ModelCall) == []
+    with closing(sqlite3.connect(database)) as connection:
+        over = compact(answer(time={"created": NOW + 200, "completed": NOW + 300}))
+        row = (over, NOW + 300)
+        connection.execute("UPDATE message SET data=?, time_updated=? WHERE id='msg_3'", row)
+        connection.commit()
+    (last,) = parts(opencode.read_transcript(path, first.cursor), ModelCall)
+    assert last.key == "msg_3"
+
+
+def test_a_call_of_which_nothing_came_is_told_by_the_gateway_alone(database):
+    """Its row is there before the request: whether that was sent is not known."""
+    begun = answer(time={"created": NOW + 20}, finish=None)
+    stored(database, ("message", "msg_2", "ses_a", NOW + 20, NOW + 20, begun))
+    (call,) = parts(opencode.read_transcript(database / "ses_a", Cursor()), ModelCall)
+    assert call.key == "msg_1"
+
+
+def test_what_is_new_is_counted_and_passed_over(database):
+    """Parts of a kind that nobody knew yet are noted, those that say nothing are not."""
+    kinds = ["hologram", "hologram", "snapshot", "step-start"]
+    rows = [
+        ("part", f"prt_{place}", "msg_1", "ses_a", NOW, NOW + 9, {"type": kind})
+        for place, kind in enumerate(kinds)
+    ]
+    stored(database, *rows)
+    reading = opencode.read_transcript(database / "ses_a", Cursor())
+    assert dict(reading.notes) == {"part 'hologram' in OpenCode's database ignored": 2}
+
+
+@pytest.mark.parametrize("column", ["directory", "version", "agent"])
+def test_a_column_less_is_a_fact_less(column, database):
+    """A database of another version is read without what it lacks."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(f"ALTER TABLE session DROP COLUMN {column}")
+    (turn,) = turns_in(database)
+    assert turn.outcome is Outcome.COMPLETED
+
+
+def test_a_locked_database_is_read_later(database):
+    """The note says so, and nothing is passed over."""
+    with closing(sqlite3.connect(database)) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(OSError, match=r"locked.*read as soon as"):
+            opencode.read_transcript(database / "ses_a", Cursor())
+        writer.rollback()
+    assert len(turns_in(database)) == 1
+
+
+def test_a_database_that_is_cut_is_an_os_error(database):
+    """Half a file says that it is damaged."""
+    stored(database, *[("part", f"p{n}", "m", "s", 1, 1, "x" * 999) for n in range(99)])
+    whole = database.read_bytes()
+    database.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match="damaged"):
+        opencode.read_transcript(database / "ses_a", Cursor())
+
+
+def test_a_signal_ends_the_turn_as_interrupted():
+    """The plugin tells of it, for OpenCode itself does not."""
+    (end,) = parts(hook(told("interrupted", signal="SIGINT"), time_ns=5), TurnEnd)
+    assert (end.outcome, end.end_ns) == (Outcome.INTERRUPTED, 5)
+
+
+@pytest.mark.parametrize(
+    ("why", "ends"),
+    [("", 1), (" with the following feedback: use make", 0)],
+    ids=["without a word", "with one"],
+)
+def test_a_refusal_ends_the_turn_unless_it_says_what_else(why, ends):
+    """Told what the user wants instead, OpenCode goes on."""
+    refusal = "The user rejected permission to use this specific tool call"
+    state = {"status": "error", "error": f"{refusal}{why or '.'}", "time": {"start": 1, "end": 2}}
+    part = {"id": "p", "messageID": "m", "type": "tool", "tool": "bash", "callID": "c"}
+    reading = hook(told("part", part={**part, "state": state}))
+    (tool,) = parts(reading, ToolCall)
+    assert tool.error_type == "permission_denied"
+    assert [end.outcome for end in parts(reading, TurnEnd)] == [Outcome.INTERRUPTED] * ends
+
+
+def test_a_completed_call_without_an_end_is_a_failed_one(database):
+    """A request that was too long leaves neither answer nor error in its row."""
+    over = answer(finish=None, time={"created": NOW + 20, "completed": NOW + 21})
+    stored(database, ("message", "msg_2", "ses_a", NOW + 20, NOW + 21, over))
+    reading = opencode.read_transcript(database / "ses_a", Cursor())
+    (_, call) = parts(reading, ModelCall)
+    assert (call.error_type, call.usage) == ("no_answer", None)
+
+
+SUMMARIZER = "You are a context summarization agent. You are given a conversation"
+
+
+@pytest.mark.parametrize(
+    ("body", "request_class"),
+    [
+        ({"system": [{"type": "text", "text": SUMMARIZER}]}, "compaction"),
+        ({"system": SUMMARIZER}, "compaction"),
+        ({"system": [{"type": "text", "text": "You are a title generator."}]}, "auxiliary"),
+        ({"max_tokens": 8000}, "auxiliary"),
+        ({"system": SUMMARIZER, "tools": [{}]}, "main"),
+        # So many tools that what they are is not looked at.
+        ({"tool_choice": "auto"}, "main"),
+        ({"system": 7, "tools": []}, "auxiliary"),
+    ],
+)
+def test_what_a_request_serves_shows_without_the_plugin(body, request_class):
+    """Side requests have no tools; instructions tell a summary from a title, where they are."""
+    headers = {"x-session-id": "ses_a", "user-agent": "opencode/1.18.33 ai-sdk"}
+    identity = identify_call(headers, body)
+    assert identity is not None
+    assert identity.request_class == request_class
+
+
+def test_a_provider_of_ones_own_passes_our_gateway(tmp_path, monkeypatch):
+    """In a configuration with comments, where the XDG variables say; by the API that it speaks."""
+    folder = tmp_path / "xdg" / "opencode"
+    folder.mkdir(parents=True)
+    package = "@ai-sdk/openai-compatible"
+    mine = {"npm": package, "options": {"baseURL": "https://gw.example/v1/"}}
+    text = json.dumps({"model": "mine/m-1", "provider": {"mine": mine}})
+    (folder / "opencode.jsonc").write_text(f"// of my own\n{text[:-1]},\n}}")
+    monkeypatch.chdir(tmp_path)
+    env = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    assert opencode.upstream(env, tmp_path, tmp_path) == "openai=https://gw.example/v1"
+    given = Launch(commands=COMMANDS, gateway_url="http://g", env=env)
+    _, launched = opencode.launch(["opencode"], given)
+    settings = json.loads(launched["OPENCODE_CONFIG_CONTENT"])
+    assert settings["provider"]["mine"]["options"]["baseURL"] == "http://g/api"
+
+
+def test_a_transcript_is_found_where_the_variables_say(tmp_path, monkeypatch):
+    """XDG_DATA_HOME moves the folder, OPENCODE_DB the file."""
+    (tmp_path / "opencode").mkdir()
+    (tmp_path / "opencode" / "mine.db").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert opencode.find_transcript("ses_a", tmp_path / "home") is None
+    monkeypatch.setenv("OPENCODE_DB", "mine.db")
+    expected = tmp_path / "opencode" / "mine.db" / "ses_a"
+    assert opencode.find_transcript("ses_a", tmp_path / "home") == expected
+
+
+ids = st.sampled_from(["msg_u", "msg_1", "msg_s", "msg_w", "ses_a", "ses_b"])
+times = st.sampled_from([NOW, NOW + 30]) | st.integers(-5, 2**44) | st.text(max_size=3) | st.none()
+fields = st.sampled_from(
+    ["role", "type", "parentID", "time", "tokens", "finish", "summary", "error", "state", "auto"]
+)
+row_data = st.dictionaries(
+    fields, json_values | ids | st.sampled_from(["user", "assistant", "compaction", "tool"])
+).map(compact) | st.binary(max_size=4)
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(ids, ids, times, times, row_data), max_size=5),
+    st.lists(st.tuples(ids, ids, times, times, row_data), max_size=5),
+    st.lists(st.tuples(ids, ids | st.none(), times, times), max_size=3),
+)
+def test_odd_rows_never_raise(messages, written, sessions):
+    """Whatever stands in the tables is taken in or passed over, also when it is read on from."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "opencode.db")
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.executescript(SCHEMA)
+            add(connection, "session", "ses_a", None, "/", "1", None, NOW, NOW)
+            for key, parent, created, updated in sessions:
+                add(connection, "session", key, parent, 7, b"x", 1.5, created, updated)
+            for row in messages:
+                add(connection, "message", *row)
+            for number, (message, session, *rest) in enumerate(written):
+                add(connection, "part", f"prt_{number}", message, session, *rest)
+            connection.commit()
+        reading = opencode.read_transcript(path / "ses_a", Cursor())
+        opencode.read_transcript(path / "ses_a", reading.cursor)
+        assert opencode.transcripts(path)

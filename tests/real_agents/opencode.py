@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from terminal import wait_until
+from terminal import Terminal, wait_until
 
 from tracebridge.agents.opencode import prepare
 
@@ -59,6 +59,7 @@ class OpenCode:
     env: Mapping[str, str] = field(default_factory=dict)
     # Stands before the binary: `tracebridge run --`, say.
     launcher: Sequence[str] = ()
+    model: str = MODEL
 
     def __post_init__(self) -> None:
         if not BINARY.exists():
@@ -70,7 +71,7 @@ class OpenCode:
             "autoupdate": False,
             "share": "disabled",
             "permission": {"*": "allow"},
-            "provider": {"anthropic": {"options": {"baseURL": self.base_url}}},
+            "provider": _provider(self.model, self.base_url),
         }
         (folder / "opencode.json").write_text(json.dumps({**base, **self.settings}))
         prepare(self.environment())
@@ -101,29 +102,54 @@ class OpenCode:
             "OPENCODE_DISABLE_MODELS_FETCH": "1",
             "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
             "ANTHROPIC_API_KEY": API_KEY,
+            "OPENAI_API_KEY": API_KEY,
             **self.env,
         }
 
-    def start(self, prompt: str, *options: str) -> Running:
+    def start(self, prompt: str, *options: str, ignored: Sequence[signal.Signals] = ()) -> Running:
         # One argument with spaces in it would reach the model in quotation marks.
         words = prompt.split()
+
+        def set_signals() -> None:
+            # Of a shell's background jobs the agent would inherit that SIGINT is ignored.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+
         output = self.workdir / f"output-{uuid.uuid4()}"
         stdout, stderr = output.with_suffix(".stdout"), output.with_suffix(".stderr")
         with stdout.open("wb") as to_stdout, stderr.open("wb") as to_stderr:
             process = subprocess.Popen(
-                [*self.launcher, str(BINARY), "run", "-m", MODEL, *options, *words],
+                [*self.launcher, str(BINARY), "run", "-m", self.model, *options, *words],
                 cwd=self.project,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=to_stdout,
                 stderr=to_stderr,
-                # Of a shell's background jobs the agent would inherit that SIGINT is ignored.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads of ours fork
+                preexec_fn=set_signals,  # noqa: PLW1509  # no threads of ours fork
             )
         return Running(process, stdout, stderr)
 
     def run(self, prompt: str, *options: str) -> Finished:
         return self.start(prompt, *options).finish()
+
+    def interactive(self) -> Terminal:
+        """Start OpenCode in a terminal and wait until it takes a prompt."""
+        terminal = Terminal(
+            [*self.launcher, str(BINARY), "-m", self.model],
+            cwd=self.project,
+            env=self.environment(),
+        )
+        try:
+            terminal.wait_for_text("Ask anything", 60)
+        except BaseException:
+            terminal.close()
+            raise
+        return terminal
+
+    def wait_for_messages(self, text: str, count: int = 1) -> None:
+        """Wait until as many messages hold *text* in the database."""
+        self._wait_for_rows("message", text, count)
 
     def session_ids(self) -> tuple[str, ...]:
         """Return the ids of the sessions that no other started, oldest first."""
@@ -132,15 +158,35 @@ class OpenCode:
 
     def wait_for_part(self, text: str) -> None:
         """Wait until a part that holds *text* stands in the database."""
+        self._wait_for_rows("part", text, 1)
 
-        def is_there() -> bool:
-            if not self.database.exists():
+    def _wait_for_rows(self, table: str, text: str, count: int) -> None:
+        query = f"SELECT count(*) FROM {table} WHERE instr(data, ?)"
+
+        def are_there() -> bool:
+            try:
+                return bool(self._rows(query, text)[0][0] >= count)
+            except sqlite3.OperationalError:
+                # OpenCode is about to make it.
                 return False
-            query = "SELECT count(*) FROM part WHERE instr(data, ?)"
-            return bool(self._rows(query, text)[0][0])
 
-        wait_until(is_there, complaint=f"{text!r} is not in OpenCode's database")
+        wait_until(are_there, complaint=f"{text!r} is not in {table} of OpenCode's database")
 
     def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as database:
             return database.execute(query, values).fetchall()
+
+
+def _provider(model: str, base_url: str) -> dict[str, Any]:
+    """Return the configuration of the provider of *model*, be it known to OpenCode or not."""
+    name, _, model_name = model.partition("/")
+    provider: dict[str, Any] = {"options": {"baseURL": base_url}}
+    if name not in {"anthropic", "openai"}:
+        limit = {"context": 100_000, "output": 8_000}
+        provider |= {
+            "npm": "@ai-sdk/openai-compatible",
+            "name": "Some gateway",
+            "models": {model_name: {"name": "Scripted", "tool_call": True, "limit": limit}},
+        }
+        provider["options"]["apiKey"] = API_KEY
+    return {name: provider}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opencode import Finished, OpenCode
-from terminal import wait_until
+from opencode import MODEL, Finished, OpenCode
+from terminal import Terminal, wait_until
 
 from tracebridge.testing.scripted_model import (
     Cut,
@@ -33,14 +34,16 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     launcher: Sequence[str] = ()
+    llm: str = MODEL
 
-    def opencode(self) -> OpenCode:
+    def opencode(self, **settings: Any) -> OpenCode:
         return OpenCode(
             workdir=self.workdir,
             base_url=self.base_url,
-            settings=self.settings,
+            settings={**self.settings, **settings},
             env=self.env,
             launcher=self.launcher,
+            model=self.llm,
         )
 
     @property
@@ -86,6 +89,32 @@ def tools(stage: Stage) -> Played:
         }
     )
     return _run(stage, "write the greeting")
+
+
+def patch(stage: Stage) -> Played:
+    stage.project.mkdir(parents=True)
+    (stage.project / "old.py").write_text("one\ntwo\n")
+    (stage.project / "gone.py").write_text("gone\n")
+    text = """*** Begin Patch
+*** Add File: new.py
++first
++second
+*** Update File: old.py
+@@
+ one
+-two
++three
+*** Delete File: gone.py
+*** End Patch"""
+    stage.model.script(
+        {
+            "patch the files": [
+                Reply([ToolUse("apply_patch", {"patchText": text})]),
+                Reply([Text("Patched.")]),
+            ]
+        }
+    )
+    return _run(stage, "patch the files")
 
 
 def parallel_tools(stage: Stage) -> Played:
@@ -152,15 +181,24 @@ def sigint_stream(stage: Stage) -> Played:
     return _played(opencode, running.finish())
 
 
-def sigkill_tool(stage: Stage) -> Played:
-    started = stage.project / "started"
-    command = "touch started; exec sleep 60"
-    stage.model.script({"run for long": [Reply([Text("I run it."), _bash(command)])]})
+def nohup(stage: Stage) -> Played:
+    """Send a signal that is ignored: the turn goes on, whoever listens for signals."""
+    hold = Hold("the terminal is gone", after_events=5)
+    stage.model.script({"tell a tale": [Reply([Text("Told to its end.")], hold=hold)]})
     opencode = stage.opencode()
-    running = opencode.start("run for long")
-    wait_until(started.exists, complaint="the tool did not start")
-    running.send(signal.SIGKILL)
+    running = opencode.start("tell a tale", ignored=[signal.SIGHUP])
+    stage.model.wait_until_held("the terminal is gone")
+    running.send(signal.SIGHUP)
+    stage.model.gate("the terminal is gone").set()
     return _played(opencode, running.finish())
+
+
+def sigterm_tool(stage: Stage) -> Played:
+    return _killed_in_a_tool(stage, signal.SIGTERM)
+
+
+def sigkill_tool(stage: Stage) -> Played:
+    return _killed_in_a_tool(stage, signal.SIGKILL)
 
 
 def continue_(stage: Stage) -> Played:
@@ -175,6 +213,118 @@ def continue_(stage: Stage) -> Played:
     return _played(opencode, first, opencode.run("say it again", "--continue"))
 
 
+def fork(stage: Stage) -> Played:
+    """Go on in a copy of a session."""
+    stage.model.script(
+        {
+            "say hello": [Reply([_bash("echo hello")]), Reply([Text("Hello there.")])],
+            "say it again": [Reply([_bash("echo again")]), Reply([Text("Hello again.")])],
+        }
+    )
+    opencode = stage.opencode()
+    first = opencode.run("say hello")
+    return _played(opencode, first, opencode.run("say it again", "--continue", "--fork"))
+
+
+def stream_cut_forever(stage: Stage) -> Played:
+    """End every stream early: OpenCode asks again until somebody stops it."""
+    tale = Reply([Text("Never told to its end.")], failures=[Cut(5, clean=True)] * 1000)
+    stage.model.script({"tell a tale": [tale] * 1000})
+    opencode = stage.opencode()
+    running = opencode.start("tell a tale")
+    opencode.wait_for_messages('"finish":"unknown"', 15)
+    running.send(signal.SIGINT)
+    return _played(opencode, running.finish())
+
+
+def too_long(stage: Stage) -> Played:
+    """Refuse a request for its length: OpenCode sums up the session and goes on by itself."""
+    refusal = HttpError(400, "prompt is too long: 300000 tokens > 200000 maximum")
+    stage.model.script(
+        {
+            "read much": [
+                Reply([_bash("echo much")]),
+                Reply([Text("Never said.")], failures=[refusal] * 9),
+            ],
+            "The previous request exceeded": [Reply([Text("Read, and summed up.")])],
+        }
+    )
+    return _run(stage, "read much")
+
+
+def compact(stage: Stage) -> Played:
+    _script_two_turns(stage)
+    opencode = stage.opencode()
+    with opencode.interactive() as terminal:
+        terminal.say("say hello")
+        terminal.wait_for_text("Hello there.")
+        opencode.wait_for_messages('"finish":"stop"', 1)
+        terminal.say("/compact")
+        opencode.wait_for_messages('"finish":"stop"', 2)
+        terminal.say("say it again")
+        terminal.wait_for_text("Hello again.")
+        opencode.wait_for_messages('"finish":"stop"', 3)
+        return _leave(opencode, terminal)
+
+
+def escape_stream(stage: Stage) -> Played:
+    hold = Hold("never opened", after_events=5)
+    tale = Reply([Text("Once upon a time there was a tale.")], hold=hold)
+    _script_two_turns(stage)
+    stage.model.script({"tell a tale": [tale]})
+    opencode = stage.opencode()
+    with opencode.interactive() as terminal:
+        terminal.say("tell a tale")
+        stage.model.wait_until_held("never opened")
+        terminal.wait_for_text("Once upon")
+        terminal.press("escape")
+        terminal.wait_for_text("again to interrupt")
+        terminal.press("escape")
+        opencode.wait_for_messages("MessageAbortedError")
+        terminal.say("say hello")
+        terminal.wait_for_text("Hello there.")
+        opencode.wait_for_messages('"finish":"stop"')
+        return _leave(opencode, terminal)
+
+
+def permission_allowed(stage: Stage) -> Played:
+    opencode = stage.opencode(permission={"bash": "ask"})
+    with _asked_for_permission(stage, opencode) as terminal:
+        terminal.answer("enter", "Permission required")
+        opencode.wait_for_messages('"finish":"stop"')
+        return _leave(opencode, terminal)
+
+
+def permission_denied(stage: Stage) -> Played:
+    opencode = stage.opencode(permission={"bash": "ask"})
+    with _asked_for_permission(stage, opencode) as terminal:
+        terminal.answer("escape", "Permission required")
+        opencode.wait_for_part("The user rejected permission")
+        opencode.wait_for_messages('"completed"')
+        return _leave(opencode, terminal)
+
+
+def queued_prompt(stage: Stage) -> Played:
+    """Say something while the agent works: it takes it up with its next call."""
+    hold = Hold("the second is said")
+    stage.model.script(
+        {
+            "run for long": [Reply([_bash("echo long")], hold=hold), Reply([Text("Ran.")])],
+            "say hello": [Reply([Text("Hello there.")])],
+        }
+    )
+    opencode = stage.opencode()
+    with opencode.interactive() as terminal:
+        terminal.say("run for long")
+        stage.model.wait_until_held("the second is said")
+        terminal.say("say hello")
+        opencode.wait_for_part("say hello")
+        stage.model.gate("the second is said").set()
+        terminal.wait_for_text("Hello there.")
+        opencode.wait_for_messages('"finish":"stop"')
+        return _leave(opencode, terminal)
+
+
 SCENARIOS: dict[str, Callable[[Stage], Played]] = {
     scenario.__name__.rstrip("_"): scenario
     for scenario in (
@@ -186,10 +336,55 @@ SCENARIOS: dict[str, Callable[[Stage], Played]] = {
         error_400,
         stream_cut,
         sigint_stream,
+        sigterm_tool,
+        nohup,
         sigkill_tool,
         continue_,
+        fork,
+        stream_cut_forever,
+        too_long,
+        compact,
+        escape_stream,
+        permission_allowed,
+        permission_denied,
+        queued_prompt,
     )
 }
+
+
+def _killed_in_a_tool(stage: Stage, signal_number: signal.Signals) -> Played:
+    started = stage.project / "started"
+    command = "touch started; exec sleep 60"
+    stage.model.script({"run for long": [Reply([Text("I run it."), _bash(command)])]})
+    opencode = stage.opencode()
+    running = opencode.start("run for long")
+    wait_until(started.exists, complaint="the tool did not start")
+    running.send(signal_number)
+    return _played(opencode, running.finish())
+
+
+def _script_two_turns(stage: Stage) -> None:
+    stage.model.script(
+        {
+            "say hello": [Reply([Text("Hello there.")])],
+            "say it again": [Reply([Text("Hello again.")])],
+        }
+    )
+
+
+@contextmanager
+def _asked_for_permission(stage: Stage, opencode: OpenCode) -> Iterator[Terminal]:
+    stage.model.script({"run it": [Reply([_bash("echo asked")]), Reply([Text("It ran.")])]})
+    with opencode.interactive() as terminal:
+        terminal.say("run it")
+        terminal.wait_for_text("Permission required")
+        yield terminal
+
+
+def _leave(opencode: OpenCode, terminal: Terminal) -> Played:
+    """End it as a user does who closes the window."""
+    terminal.process.send_signal(signal.SIGHUP)
+    return Played((terminal.wait(),), opencode.session_ids())
 
 
 def _bash(command: str) -> ToolUse:

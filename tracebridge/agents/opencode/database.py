@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 
 from tracebridge.agents import Cursor, Reading
 from tracebridge.agents.opencode.records import SLUG, message_parts, part_parts, prompt_of
-from tracebridge.fields import dict_of, text_of
+from tracebridge.fields import count_of, dict_of, text_of
 from tracebridge.lines import parse_object
-from tracebridge.model import Part, SessionInfo, Sighting, Source, Subagent
+from tracebridge.model import Compaction, Part, SessionInfo, Sighting, Source, Subagent
 
 MS = 1_000_000
 # A session id becomes part of a path, and it may come off the wire.
@@ -27,12 +28,11 @@ SESSION_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 FAMILY = """
     WITH RECURSIVE family(id, parent_id, depth) AS (
         SELECT id, NULL, 0 FROM session WHERE id = ?
-        UNION ALL
+        UNION
         SELECT session.id, session.parent_id, depth + 1 FROM session
         JOIN family ON session.parent_id = family.id WHERE depth < 20
     )
-    SELECT family.id, family.parent_id, session.directory, session.version, session.agent,
-           session.time_created, session.time_updated
+    SELECT family.id, family.parent_id, {columns}, session.time_created, session.time_updated
     FROM family JOIN session USING (id) ORDER BY depth, session.time_created
 """
 MESSAGES = """
@@ -43,6 +43,21 @@ MESSAGES = """
     ) ORDER BY time_created, id
 """
 PARTS = "SELECT id, time_updated, data FROM part WHERE message_id = ? ORDER BY id"
+# What other versions may lack.
+COLUMNS = ("directory", "version", "agent")
+BEFORE = """
+    SELECT id, data FROM message WHERE session_id = ?1
+    AND (time_created, id) < (SELECT time_created, id FROM message WHERE id = ?2)
+    ORDER BY time_created DESC, id DESC LIMIT 1
+"""
+# After an answer that was cut short OpenCode asks again, at once and without limit.
+CUTS_TOLD = 100
+# How soon after a summary OpenCode itself goes on; a person is slower.
+GOES_ON_MS = 1000
+# What is told by others, or of no turn.
+STEP_PARTS = frozenset({"step-start", "step-finish", "snapshot", "patch", "retry"})
+SILENT_PARTS = STEP_PARTS | {"agent", "compaction", "file", "subtask"}
+TOLD_PARTS = frozenset({"reasoning", "text", "tool"})
 # Newer than the user message that a session's turn began with, at that time.
 TURN_AT = """
     SELECT id FROM message WHERE session_id = ? AND time_created <= ?
@@ -78,14 +93,17 @@ def read_transcript(path: Path, cursor: Cursor) -> Reading:
     if inode != cursor.inode:
         cursor = Cursor(inode=inode)
     with closing(_open(file)) as database:
-        family = _rows(database, FAMILY, session_id)
+        # All is of one moment: OpenCode writes meanwhile.
+        _rows(database, "BEGIN")
+        there = {row[1] for row in _rows(database, "PRAGMA table_info(session)")}
+        columns = ", ".join(f"session.{c}" if c in there else "NULL" for c in COLUMNS)
+        family = _rows(database, FAMILY.format(columns=columns), session_id)
         reader = _Reader(database, path, session_id, cursor)
         sightings = tuple(reader.read(family))
-    memory = {"turns": reader.turns} if reader.turns else {}
     return Reading(
         sightings=sightings,
-        cursor=Cursor(offset=reader.read_to, inode=inode, memory=memory),
-        notes={"rows in OpenCode's database not understood": reader.odd} if reader.odd else {},
+        cursor=Cursor(offset=reader.read_to, inode=inode, memory=reader.memory),
+        notes=reader.notes,
     )
 
 
@@ -100,8 +118,21 @@ class _Reader:
         # The latest time of a row: rows of the same millisecond are read once more.
         self.read_to = cursor.offset
         # The turn of the outermost session in which each subagent was started.
-        self.turns: dict[str, str] = dict(cursor.memory.get("turns", {}))
-        self.odd = 0
+        self._turns: dict[str, str] = dict(cursor.memory.get("turns", {}))
+        # The turn that the last user message of OpenCode's own belongs to.
+        self._begun: dict[str, str] = dict(cursor.memory.get("begun", {}))
+        # By session: the turn, how many of its answers were cut short, and the last of them.
+        self._cuts: dict[str, tuple[str, int, str]] = {
+            session: tuple(cut) for session, cut in cursor.memory.get("cuts", {}).items()
+        }
+        self.notes: Counter[str] = Counter()
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Return what has to be known to read on."""
+        last = dict(list(self._begun.items())[-1:])
+        known = {"turns": self._turns, "begun": last, "cuts": self._cuts}
+        return {name: value for name, value in known.items() if value}
 
     def read(self, family: Iterable[tuple[Any, ...]]) -> Iterator[Sighting]:
         for row in family:
@@ -117,7 +148,8 @@ class _Reader:
                         ),
                         0,
                     )
-                yield from self._messages(session, None)
+                # A fork begins with copies of what was said elsewhere, before it was made.
+                yield from self._messages(session, None, created if _is_time(created) else 0)
                 continue
             turn = self._turn_of(session, parent, created)
             if turn is None:
@@ -127,14 +159,14 @@ class _Reader:
                 outer = parent if parent != self._session_id else None
                 start = Subagent(key=session, type=kind, parent_key=outer, start_ns=created * MS)
                 yield self._sighting(start, created * MS, turn)
-            yield from self._messages(session, turn)
+            yield from self._messages(session, turn, 0)
 
     def _turn_of(self, session: str, parent: str, created: Any) -> str | None:
-        if session in self.turns:
-            return self.turns[session]
-        if parent in self.turns:
-            self.turns[session] = self.turns[parent]
-            return self.turns[session]
+        if session in self._turns:
+            return self._turns[session]
+        if parent in self._turns:
+            self._turns[session] = self._turns[parent]
+            return self._turns[session]
         if parent != self._session_id:
             return None
         tasks = _rows(self._database, TASK_OF, parent, session)
@@ -142,54 +174,131 @@ class _Reader:
             message = parse_object(_bytes(tasks[0][0]))
             turn = text_of(dict_of(message), "parentID")
             if turn is not None:
-                self.turns[session] = turn
+                self._turns[session] = turn
                 return turn
         found = _rows(self._database, TURN_AT, parent, created)
         return str(found[0][0]) if found else None
 
-    def _messages(self, session: str, turn: str | None) -> Iterator[Sighting]:
+    def _messages(self, session: str, turn: str | None, own_from: int) -> Iterator[Sighting]:
         subagent = session if turn is not None else None
         for key, created, updated, data in _rows(self._database, MESSAGES, session, self._since):
             info = parse_object(_bytes(data))
             if isinstance(info, str) or not isinstance(key, str) or not _is_time(updated):
-                self.odd += 1
+                self._note_odd()
                 continue
             self.read_to = max(self.read_to, updated)
             parts = list(self._parts(key))
+            if not _is_time(created) or created < own_from:
+                continue
             text = "\n".join(
                 text_of(part, "text") or ""
                 for _, _, part in parts
                 if part.get("type") == "text" and not part.get("synthetic")
             )
             if info.get("role") == "user":
-                if subagent is None and _is_time(created):
+                # Its parts tell what it is, and come after it.
+                if subagent is None and parts and self._turn_begun(session, key) == key:
+                    origin = "command" if _compaction_in(part for _, _, part in parts) else None
                     # By the time it was said: rows of a user message change long after.
-                    said = prompt_of(info, key, text or None)
+                    said = prompt_of(info, key, text or None, origin)
                     yield self._sighting(said, created * MS, key)
                 continue
-            own = turn or text_of(info, "parentID")
-            if own is None:
-                self.odd += 1
+            asked = text_of(info, "parentID")
+            if asked is None:
+                self._note_odd()
                 continue
-            if dict_of(info.get("time")).get("completed") or info.get("error"):
-                for told in message_parts(info, key, subagent, text or None):
-                    yield self._sighting(told, updated * MS, own, subagent)
-            else:
-                started = message_parts({**info, "tokens": None}, key, subagent)
-                for told in started:
-                    yield self._sighting(told, updated * MS, own, subagent)
-            for part_key, part_updated, part in parts:
-                for told in part_parts(part, part_key, key, subagent):
-                    yield self._sighting(told, part_updated * MS, own, subagent)
+            if self._is_one_cut_too_many(session, asked, key, info):
+                continue
+            over = dict_of(info.get("time")).get("completed") or info.get("error")
+            if not over and not parts:
+                # Nothing has come yet, and whether it was asked for shows at the gateway alone.
+                continue
+            own = turn or self._turn_begun(session, asked)
+            told = message_parts(
+                info if over else {**info, "tokens": None},
+                key,
+                subagent,
+                text or None if over else None,
+                self._trigger(asked) if info.get("summary") is True else None,
+            )
+            for part in told:
+                # Told at another time, it would be another one.
+                when = part.end_ns if isinstance(part, Compaction) else None
+                yield self._sighting(part, when or updated * MS, own, subagent)
+            for part_key, part_updated, written in parts:
+                for part in part_parts(written, part_key, key, subagent):
+                    yield self._sighting(part, part_updated * MS, own, subagent)
+
+    def _is_one_cut_too_many(
+        self, session: str, asked: str, key: str, info: dict[str, Any]
+    ) -> bool:
+        """Say whether so many answers of this turn were cut short that one more tells nothing."""
+        turn, count, last = self._cuts.get(session, (asked, 0, ""))
+        if turn != asked:
+            turn, count, last = asked, 0, ""
+        cut = info.get("finish") == "unknown"
+        if cut and key > last:
+            count += 1
+            self._cuts[session] = (turn, count, key)
+            if count > CUTS_TOLD:
+                self.notes[f"answers cut short beyond the first {CUTS_TOLD} of a turn"] += 1
+        over = dict_of(info.get("time")).get("completed") or info.get("error")
+        return count > CUTS_TOLD if cut else count >= CUTS_TOLD and not over
+
+    def _turn_begun(self, session: str, prompt: str) -> str:
+        """Return the user message that a turn began with: to go on, OpenCode writes some itself."""
+        passed: list[str] = []
+        turn = prompt
+        while turn not in self._begun and turn not in passed:
+            before = _rows(self._database, BEFORE, session, turn)
+            if not before or not self._goes_on(turn, before[0][1]):
+                break
+            passed.append(turn)
+            key, data = before[0]
+            turn = text_of(dict_of(parse_object(_bytes(data))), "parentID") or str(key)
+        turn = self._begun.get(turn, turn)
+        self._begun.update(dict.fromkeys(passed, turn))
+        return turn
+
+    def _goes_on(self, prompt: str, before: Any) -> bool:
+        """Say whether a user message is OpenCode's own, to sum up a turn or to go on after that."""
+        parts = [part for _, _, part in self._parts(prompt)]
+        compaction = _compaction_in(parts)
+        if compaction is not None:
+            return compaction.get("auto") is True
+        if any(dict_of(part.get("metadata")).get("compaction_continue") for part in parts):
+            return True
+        # Where the prompt itself was too much, it is said once more, as if by the user.
+        summary = dict_of(parse_object(_bytes(before)))
+        asked = text_of(summary, "parentID")
+        if summary.get("summary") is not True or asked is None or self._trigger(asked) != "auto":
+            return False
+        rows = _rows(self._database, "SELECT time_created FROM message WHERE id = ?", prompt)
+        over = count_of(dict_of(summary.get("time")), "completed")
+        if over is None or not rows or not _is_time(rows[0][0]):
+            return False
+        created: int = rows[0][0]
+        return over <= created < over + GOES_ON_MS
+
+    def _trigger(self, prompt: str) -> str:
+        """Return who wanted the summary that a user message asks for."""
+        compaction = _compaction_in(part for _, _, part in self._parts(prompt))
+        return "auto" if compaction is not None and compaction.get("auto") is True else "manual"
 
     def _parts(self, message: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
         for key, updated, data in _rows(self._database, PARTS, message):
             part = parse_object(_bytes(data))
             if isinstance(part, str) or not isinstance(key, str) or not _is_time(updated):
-                self.odd += 1
+                self._note_odd()
                 continue
+            kind = text_of(part, "type")
+            if kind not in TOLD_PARTS and kind not in SILENT_PARTS:
+                self.notes[f"part {str(kind)[:40]!r} in OpenCode's database ignored"] += 1
             self.read_to = max(self.read_to, updated)
             yield key, updated, part
+
+    def _note_odd(self) -> None:
+        self.notes["rows in OpenCode's database not understood"] += 1
 
     def _sighting(
         self, part: Part, time_ns: int, turn: str | None = None, subagent: str | None = None
@@ -219,7 +328,19 @@ def _rows(database: sqlite3.Connection, query: str, *values: Any) -> list[tuple[
     try:
         return database.execute(query, values).fetchall()
     except sqlite3.Error as error:
-        raise OSError(0, f"{error}; the transcript of OpenCode 1.18 looks different") from error
+        raise OSError(0, f"{error}; {_remedy(str(error))}") from error
+
+
+def _remedy(complaint: str) -> str:
+    if "locked" in complaint or "busy" in complaint:
+        return "another program writes to it, and it is read as soon as that is done"
+    if "no such" in complaint:
+        return "the transcript of OpenCode 1.18 looks different"
+    return "as a transcript it is damaged, and turns are told from the plugin's events alone"
+
+
+def _compaction_in(parts: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((part for part in parts if part.get("type") == "compaction"), None)
 
 
 def _bytes(value: Any) -> bytes:

@@ -20,6 +20,7 @@ from tracebridge.lines import parse_object
 from tracebridge.model import (
     HookEvent,
     ModelCall,
+    Outcome,
     Part,
     PermissionAsk,
     SessionInfo,
@@ -81,11 +82,11 @@ def _parts(
     now = event.time_ns
     if kind == "prompt" and (key := text_of(info, "id")):
         if subagent is None:
-            yield prompt_of(info, key, text_of(payload, "text"))
+            yield prompt_of(info, key, text_of(payload, "text"), text_of(payload, "origin"))
         else:
             yield Subagent(key=subagent, type=text_of(info, "agent"), start_ns=now)
     elif kind == "message" and (key := text_of(info, "id")):
-        yield from message_parts(info, key, subagent)
+        yield from message_parts(info, key, subagent, trigger=text_of(payload, "trigger"))
     elif kind == "part" and (key := text_of(part, "id")):
         message = text_of(part, "messageID")
         if message:
@@ -103,6 +104,8 @@ def _parts(
                 message=answer if not error else text_of(dict_of(error.get("data")), "message"),
                 error_type=error_type_of(error),
             )
+    elif kind == "interrupted":
+        yield TurnEnd(key="signal", end_ns=now, outcome=Outcome.INTERRUPTED)
     elif kind == "retry" and (key := text_of(payload, "call")):
         status = dict_of(payload.get("status"))
         attempt = count_of(status, "attempt")

@@ -8,6 +8,7 @@ from typing import Any
 
 from tracebridge.fields import as_json, count_of, dict_of, dicts_in, text_of
 from tracebridge.model import (
+    Compaction,
     FileEdit,
     ModelCall,
     Outcome,
@@ -25,6 +26,8 @@ OPERATIONS = {"add": "create", "delete": "delete"}
 EDITING_TOOLS = frozenset({"apply_patch", "edit", "multiedit", "patch", "write"})
 # The store's integers have 64 bits, in nanoseconds.
 LATEST_MS = 2**43
+# Without a word of the user's why, OpenCode stops there.
+REJECTED = "The user rejected permission to use this specific tool call."
 # How a message ends that is no answer.
 UNFINISHED = frozenset({"tool-calls", "unknown"})
 
@@ -35,15 +38,24 @@ def time_ns_of(times: dict[str, Any], name: str) -> int | None:
     return None if value is None or value >= LATEST_MS else value * 1_000_000
 
 
-def prompt_of(info: dict[str, Any], key: str, text: str | None) -> Prompt:
+def prompt_of(
+    info: dict[str, Any], key: str, text: str | None, origin: str | None = None
+) -> Prompt:
     created_ns = time_ns_of(dict_of(info.get("time")), "created")
-    return Prompt(key=key, text=text, start_ns=created_ns)
+    return Prompt(key=key, text=text, origin=origin, start_ns=created_ns)
 
 
 def message_parts(
-    info: dict[str, Any], key: str, subagent: str | None, text: str | None = None
+    info: dict[str, Any],
+    key: str,
+    subagent: str | None,
+    text: str | None = None,
+    trigger: str | None = None,
 ) -> Iterator[Part]:
-    """Yield what an assistant message tells once it is over; *text* is what it said, if known."""
+    """Yield what an assistant message tells once it is over.
+
+    *text* is what it said, *trigger* who wanted it if it is a summary, as far as they are known.
+    """
     times = dict_of(info.get("time"))
     end_ns = time_ns_of(times, "completed")
     error = dict_of(info.get("error"))
@@ -51,6 +63,10 @@ def message_parts(
     error_type, message = _error_of(error)
     if finish == "unknown":
         error_type, message = "stream_cut", "the stream ended before the answer did"
+    elif finish is None and end_ns is not None and not error:
+        # What it was stands in an event alone; OpenCode compacts the session and goes on.
+        error_type = "no_answer"
+    is_summary = info.get("summary") is True
     data = dict_of(error.get("data"))
     headers = dict_of(data.get("responseHeaders"))
     yield ModelCall(
@@ -67,8 +83,18 @@ def message_parts(
         error_type=error_type,
         error_message=message,
         output_text=text,
-        purpose="compaction" if info.get("summary") is True else None,
+        purpose="compaction" if is_summary else None,
     )
+    if is_summary and subagent is None and (end_ns is not None or error):
+        yield Compaction(
+            key=key,
+            trigger=trigger,
+            start_ns=time_ns_of(times, "created"),
+            end_ns=end_ns,
+            error_type=error_type,
+        )
+        if trigger != "manual":
+            return
     if end_ns is None and not error:
         return
     outcome = outcome_of(error)
@@ -84,7 +110,7 @@ def message_parts(
             key=f"{'error' if error else 'answer'}:{key}",
             end_ns=end_ns,
             outcome=outcome,
-            message=message if failed else text,
+            message=message if failed else None if is_summary else text,
             error_type=error_type if failed else None,
         )
 
@@ -102,7 +128,7 @@ def error_type_of(error: dict[str, Any]) -> str | None:
 
 def part_parts(part: dict[str, Any], key: str, message: str, owner: str | None) -> Iterator[Part]:
     """Yield what a part tells of the message it belongs to."""
-    kind = part.get("type")
+    kind = text_of(part, "type")
     times = dict_of(part.get("time"))
     if kind == "reasoning" and "end" in times:
         yield Thinking(
@@ -113,7 +139,7 @@ def part_parts(part: dict[str, Any], key: str, message: str, owner: str | None) 
             text=text_of(part, "text"),
             redacted=not part.get("text"),
         )
-    elif kind == "text" and "end" in times:
+    elif kind == "text" and "end" in times and not part.get("synthetic"):
         yield ModelCall(key=message, output_text=text_of(part, "text") or None)
     elif kind == "tool":
         yield from _tool_parts(part, message, owner)
@@ -148,6 +174,8 @@ def _tool_parts(part: dict[str, Any], message: str, owner: str | None) -> Iterat
         exit_code=exit_code,
     )
     yield ModelCall(key=message, end_ns=start_ns, tool_call_ids=(key,))
+    if owner is None and error_message == REJECTED and end_ns is not None:
+        yield TurnEnd(key=f"rejected:{key}", end_ns=end_ns, outcome=Outcome.INTERRUPTED)
     if name in EDITING_TOOLS and status != "running":
         yield from _file_edits(key, asked, metadata, failed=status == "error")
     child = text_of(metadata, "sessionId")
@@ -209,6 +237,11 @@ def _edit(
     diff: str | None,
     counts: tuple[int | None, int | None],
 ) -> FileEdit:
+    diff = _without_head(diff)
+    if diff is not None and diff.startswith("@@"):
+        # Of a file that goes, OpenCode also counts what stands behind its last line: nothing.
+        begun = [line[:1] for line in diff.splitlines()]
+        counts = (begun.count("+"), begun.count("-"))
     return FileEdit(
         key=key,
         tool_key=key.rpartition(":")[0],
@@ -216,7 +249,7 @@ def _edit(
         operation=operation,
         lines_added=counts[0],
         lines_removed=counts[1],
-        diff=_without_head(diff),
+        diff=diff,
         failed=False,
     )
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tracebridge.agents import Launch
+from tracebridge.edits import Append, Change, Delete, Put, changed
+from tracebridge.edits.json_text import JsonText
 from tracebridge.fields import as_json, dict_of, text_of
 from tracebridge.lines import parse_object
 
@@ -24,32 +26,44 @@ DEPENDENCY = "@opencode-ai/plugin"
 PROVIDERS = {"anthropic": "/api/anthropic/v1", "openai": "/api"}
 
 
-def settings_path(scope: str, home: Path, project: Path) -> Path:
-    if scope == "local":
-        return project / ".opencode" / "opencode.json"
-    return home / ".config" / "opencode" / "opencode.json"
-
-
 def wire(settings: Mapping[str, Any], commands: Mapping[str, str]) -> dict[str, Any]:
-    wired = unwire(settings)
-    plugins = wired.get("plugin", [])
+    """Return *settings* with our plugin. Raise ValueError where it cannot be added."""
+    return changed(settings, wire_changes(settings, commands))
+
+
+def unwire(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *settings* without our plugin."""
+    return changed(settings, unwire_changes(settings))
+
+
+def wire_changes(settings: Mapping[str, Any], commands: Mapping[str, str]) -> Iterator[Change]:
+    plugins = settings.get("plugin", [])
     if not isinstance(plugins, list):
         raise ValueError('"plugin" is not a list')
     hook = shlex.split(commands["hook"])
     # The plugin lies beside the hook; the last word is where everything of ours is kept.
     script = next(word for word in hook if word.endswith(".py"))
-    plugin = Path(script).with_name(PLUGIN).as_uri()
-    return {**wired, "plugin": [*plugins, [plugin, {"home": hook[-1], "hook": hook}]]}
+    entry = [Path(script).with_name(PLUGIN).as_uri(), {"home": hook[-1], "hook": hook}]
+    places = [place for place, each in enumerate(plugins) if is_ours(each)]
+    if not places:
+        yield Append(("plugin",), entry)
+        return
+    yield Put(("plugin", places[0]), entry)
+    for place in reversed(places[1:]):
+        yield Delete(("plugin", place))
 
 
-def unwire(settings: Mapping[str, Any]) -> dict[str, Any]:
+def unwire_changes(settings: Mapping[str, Any]) -> Iterator[Change]:
     plugins = settings.get("plugin")
     if not isinstance(plugins, list) or not any(map(is_ours, plugins)):
-        return dict(settings)
-    kept = [plugin for plugin in plugins if not is_ours(plugin)]
-    rest = {name: value for name, value in settings.items() if name != "plugin"}
-    # What is empty now was there for us alone.
-    return {**rest, "plugin": kept} if kept else rest
+        return
+    if all(map(is_ours, plugins)):
+        # What is empty then was there for us alone.
+        yield Delete(("plugin",))
+        return
+    for place in reversed(range(len(plugins))):
+        if is_ours(plugins[place]):
+            yield Delete(("plugin", place))
 
 
 def is_ours(plugin: Any) -> bool:
@@ -64,11 +78,12 @@ def launch(command: Sequence[str], launch: Launch) -> tuple[list[str], dict[str,
     env = dict(launch.env)
     settings = wire(_settings_in(env), launch.commands)
     if launch.gateway_url is not None:
-        provider = _provider(_configured(env, Path.home(), Path.cwd()), env)
+        configured = _configured(env, _home_in(env), Path.cwd())
+        provider = _provider(configured, env)
         providers = dict(dict_of(settings.get("provider")))
         given = dict_of(providers.get(provider))
         options = dict_of(given.get("options"))
-        base = {"baseURL": f"{launch.gateway_url}{PROVIDERS[provider]}"}
+        base = {"baseURL": f"{launch.gateway_url}{PROVIDERS[_family(configured, provider)]}"}
         providers[provider] = {**given, "options": {**options, **base}}
         settings["provider"] = providers
     prepare(env)
@@ -82,8 +97,8 @@ def upstream(env: Mapping[str, str], home: Path, project: Path) -> str:
     base = text_of(options, "baseURL") or env.get(f"{provider.upper()}_BASE_URL")
     if not base:
         return provider
-    base = base.rstrip("/")
-    return f"{provider}={base.removesuffix('/v1') if provider == 'anthropic' else base}"
+    base, family = base.rstrip("/"), _family(configured, provider)
+    return f"{family}={base.removesuffix('/v1') if family == 'anthropic' else base}"
 
 
 def prepare(env: Mapping[str, str]) -> None:
@@ -92,7 +107,7 @@ def prepare(env: Mapping[str, str]) -> None:
     It looks for the lock file alone. Nothing that is there is changed: a folder with packages of
     its user's is left as it is.
     """
-    root = env.get("XDG_CONFIG_HOME") or Path(env.get("HOME") or Path.home()) / ".config"
+    root = env.get("XDG_CONFIG_HOME") or _home_in(env) / ".config"
     folder = Path(root) / "opencode"
     if any((folder / name).exists() for name in ("node_modules", "package.json", "bun.lock")):
         return
@@ -103,22 +118,25 @@ def prepare(env: Mapping[str, str]) -> None:
             json.dump(lock, file)
 
 
+def _home_in(env: Mapping[str, str]) -> Path:
+    """Return the home of the process that is to be launched."""
+    return Path(env.get("HOME") or Path.home())
+
+
 def _configured(env: Mapping[str, str], home: Path, project: Path) -> dict[str, Any]:
     """Return what we need to know of all configurations; of two that say the same, the last wins."""
     found: dict[str, Any] = {"provider": {}}
-    custom = env.get("OPENCODE_CONFIG")
+    custom, given = env.get("OPENCODE_CONFIG"), env.get("XDG_CONFIG_HOME")
+    user = (Path(given) if given else home / ".config") / "opencode"
+    names = ("opencode.json", "opencode.jsonc")
     for path in (
-        settings_path("global", home, project),
+        *(user / name for name in ("config.json", *names)),
         *([Path(custom)] if custom else []),
-        project / "opencode.json",
-        settings_path("local", home, project),
+        *(folder / name for folder in (project, project / ".opencode") for name in names),
     ):
-        try:
-            written = parse_object(path.read_bytes())
-        except OSError:
-            continue
-        if isinstance(written, dict):
-            _lay_over(found, written)
+        with suppress(OSError, ValueError):
+            text = path.read_text("utf-8-sig")
+            _lay_over(found, JsonText(comments=True, trailing_commas=True).parse(text))
     _lay_over(found, _settings_in(env))
     return found
 
@@ -133,10 +151,24 @@ def _lay_over(found: dict[str, Any], written: Mapping[str, Any]) -> None:
 def _provider(configured: Mapping[str, Any], env: Mapping[str, str]) -> str:
     """Return the provider whose calls are to pass our gateway: the one that is used."""
     named = (text_of(dict(configured), "model") or "").partition("/")[0]
-    if named in PROVIDERS:
+    if named in PROVIDERS or named in configured["provider"]:
         return named
-    keys = [provider for provider in PROVIDERS if env.get(f"{provider.upper()}_API_KEY")]
-    return keys[0] if keys else "anthropic"
+    known = [*configured["provider"], *(p for p in PROVIDERS if p not in configured["provider"])]
+    keys = [
+        provider
+        for provider in known
+        if "apiKey" in dict_of(dict_of(configured["provider"].get(provider)).get("options"))
+        or env.get(f"{provider.upper()}_API_KEY")
+    ]
+    return next(iter([*keys, *configured["provider"]]), "anthropic")
+
+
+def _family(configured: Mapping[str, Any], provider: str) -> str:
+    """Return what our gateway calls the API that a provider speaks, be it known by name or not."""
+    if provider in PROVIDERS:
+        return provider
+    package = text_of(configured["provider"][provider], "npm") or ""
+    return "anthropic" if package.endswith("anthropic") else "openai"
 
 
 def _settings_in(env: Mapping[str, str]) -> dict[str, Any]:

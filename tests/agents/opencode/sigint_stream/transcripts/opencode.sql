@@ -1,11 +1,11 @@
 BEGIN TRANSACTION;
 CREATE TABLE message (id, session_id, time_created, time_updated, data);
-INSERT INTO "message" VALUES('msg_1fcaf1967001wM279KNwpeso5F','ses_e0350e6f7ffeYpBwsFKXQ5dlcM',1795240696167,1795240697045,'{"role":"user","time":{"created":1795240696167},"agent":"build","model":{"providerID":"anthropic","modelID":"claude-haiku-4-5"},"summary":{"diffs":[]}}');
-INSERT INTO "message" VALUES('msg_1fcaf1c8b001BOToVPiJg8cLH0','ses_e0350e6f7ffeYpBwsFKXQ5dlcM',1795240696971,1795240696972,'{"parentID":"msg_1fcaf1967001wM279KNwpeso5F","role":"assistant","mode":"build","agent":"build","path":{"cwd":"/home/user/project","root":"/"},"cost":0,"tokens":{"input":0,"output":0,"reasoning":0,"cache":{"read":0,"write":0}},"modelID":"claude-haiku-4-5","providerID":"anthropic","time":{"created":1795240696971}}');
+INSERT INTO "message" VALUES('msg_1fd0cbf0f001z0zvv9lZmAHtDP','ses_e02f34115ffebydGSeylpdiWDl',1795246833423,1795246834059,'{"role":"user","time":{"created":1795246833423},"agent":"build","model":{"providerID":"anthropic","modelID":"claude-haiku-4-5"},"summary":{"diffs":[]}}');
+INSERT INTO "message" VALUES('msg_1fd0cc163001enPN9l5OF2LM0I','ses_e02f34115ffebydGSeylpdiWDl',1795246834019,1795246834020,'{"parentID":"msg_1fd0cbf0f001z0zvv9lZmAHtDP","role":"assistant","mode":"build","agent":"build","path":{"cwd":"/home/user/project","root":"/"},"cost":0,"tokens":{"input":0,"output":0,"reasoning":0,"cache":{"read":0,"write":0}},"modelID":"claude-haiku-4-5","providerID":"anthropic","time":{"created":1795246834019}}');
 CREATE TABLE part (id, message_id, session_id, time_created, time_updated, data);
-INSERT INTO "part" VALUES('prt_1fcaf196f0017WwpimPs9TQmVn','msg_1fcaf1967001wM279KNwpeso5F','ses_e0350e6f7ffeYpBwsFKXQ5dlcM',1795240696946,1795240696952,'{"type":"text","text":"tell a tale"}');
-INSERT INTO "part" VALUES('prt_1fcaf1ec1001L1M3tGmxG8O0Uf','msg_1fcaf1c8b001BOToVPiJg8cLH0','ses_e0350e6f7ffeYpBwsFKXQ5dlcM',1795240697537,1795240697545,'{"type":"step-start"}');
-INSERT INTO "part" VALUES('prt_1fcaf1ed60018HoFePRhb63GnN','msg_1fcaf1c8b001BOToVPiJg8cLH0','ses_e0350e6f7ffeYpBwsFKXQ5dlcM',1795240697559,1795240697560,'{"type":"text","text":"","time":{"start":1795240697558}}');
+INSERT INTO "part" VALUES('prt_1fd0cbf27001CQs4HznCjnG0xm','msg_1fd0cbf0f001z0zvv9lZmAHtDP','ses_e02f34115ffebydGSeylpdiWDl',1795246834006,1795246834008,'{"type":"text","text":"tell a tale"}');
+INSERT INTO "part" VALUES('prt_1fd0cc381001IEujLuhblKWPVo','msg_1fd0cc163001enPN9l5OF2LM0I','ses_e02f34115ffebydGSeylpdiWDl',1795246834561,1795246834563,'{"type":"step-start"}');
+INSERT INTO "part" VALUES('prt_1fd0cc384001yc4yn90kj96oLp','msg_1fd0cc163001enPN9l5OF2LM0I','ses_e02f34115ffebydGSeylpdiWDl',1795246834564,1795246834565,'{"type":"text","text":"","time":{"start":1795246834564}}');
 CREATE TABLE session (id, parent_id, directory, version, agent, time_created, time_updated);
-INSERT INTO "session" VALUES('ses_e0350e6f7ffeYpBwsFKXQ5dlcM',NULL,'/home/user/project','1.18.33','build',1795240696072,1795240697031);
+INSERT INTO "session" VALUES('ses_e02f34115ffebydGSeylpdiWDl',NULL,'/home/user/project','1.18.33','build',1795246833387,1795246834053);
 COMMIT;

@@ -1,0 +1,12 @@
+BEGIN TRANSACTION;
+CREATE TABLE message (id, session_id, time_created, time_updated, data);
+INSERT INTO "message" VALUES('msg_1fd0c7f3300130OdSzo7KS8yHf','ses_e02f38107ffenbVXbjEa5fWSQF',1795246817075,1795246817582,'{"role":"user","time":{"created":1795246817075},"agent":"build","model":{"providerID":"anthropic","modelID":"claude-haiku-4-5"},"summary":{"diffs":[]}}');
+INSERT INTO "message" VALUES('msg_1fd0c7f58001NNdauU4HgLV1aN','ses_e02f38107ffenbVXbjEa5fWSQF',1795246817112,1795246820224,'{"parentID":"msg_1fd0c7f3300130OdSzo7KS8yHf","role":"assistant","mode":"build","agent":"build","path":{"cwd":"/home/user/project","root":"/"},"cost":0.0005112,"tokens":{"total":1234,"input":114,"output":46,"reasoning":0,"cache":{"write":52,"read":1022}},"modelID":"claude-haiku-4-5","providerID":"anthropic","time":{"created":1795246817112,"completed":1795246820223},"finish":"tool-calls"}');
+CREATE TABLE part (id, message_id, session_id, time_created, time_updated, data);
+INSERT INTO "part" VALUES('prt_1fd0c7f35001pEr2O1IqyfwsrC','msg_1fd0c7f3300130OdSzo7KS8yHf','ses_e02f38107ffenbVXbjEa5fWSQF',1795246817084,1795246817085,'{"type":"text","text":"run it"}');
+INSERT INTO "part" VALUES('prt_1fd0c87cb001ZKcaqxJn84WtBk','msg_1fd0c7f58001NNdauU4HgLV1aN','ses_e02f38107ffenbVXbjEa5fWSQF',1795246819275,1795246819281,'{"type":"step-start"}');
+INSERT INTO "part" VALUES('prt_1fd0c87d30019pJv0qfI6gNwR7','msg_1fd0c7f58001NNdauU4HgLV1aN','ses_e02f38107ffenbVXbjEa5fWSQF',1795246819283,1795246820209,'{"type":"tool","tool":"bash","callID":"toolu_0002_0","state":{"status":"error","input":{"command":"echo asked","description":"a scripted command"},"error":"The user rejected permission to use this specific tool call.","time":{"start":1795246819294,"end":1795246820208}}}');
+INSERT INTO "part" VALUES('prt_1fd0c8b75001bGN8U40YRtbcwJ','msg_1fd0c7f58001NNdauU4HgLV1aN','ses_e02f38107ffenbVXbjEa5fWSQF',1795246820213,1795246820214,'{"reason":"tool-calls","type":"step-finish","tokens":{"total":1234,"input":114,"output":46,"reasoning":0,"cache":{"write":52,"read":1022}},"cost":0.0005112}');
+CREATE TABLE session (id, parent_id, directory, version, agent, time_created, time_updated);
+INSERT INTO "session" VALUES('ses_e02f38107ffenbVXbjEa5fWSQF',NULL,'/home/user/project','1.18.33','build',1795246817016,1795246820445);
+COMMIT;

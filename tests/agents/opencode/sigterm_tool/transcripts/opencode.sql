@@ -1,0 +1,12 @@
+BEGIN TRANSACTION;
+CREATE TABLE message (id, session_id, time_created, time_updated, data);
+INSERT INTO "message" VALUES('msg_1fd0cb5e20014fChqjEn73GFGS','ses_e02f34a4fffeUNHMwmbvYHC1wd',1795246831074,1795246831753,'{"role":"user","time":{"created":1795246831074},"agent":"build","model":{"providerID":"anthropic","modelID":"claude-haiku-4-5"},"summary":{"diffs":[]}}');
+INSERT INTO "message" VALUES('msg_1fd0cb8060016MG6GvxAsBzgfd','ses_e02f34a4fffeUNHMwmbvYHC1wd',1795246831622,1795246831623,'{"parentID":"msg_1fd0cb5e20014fChqjEn73GFGS","role":"assistant","mode":"build","agent":"build","path":{"cwd":"/home/user/project","root":"/"},"cost":0,"tokens":{"input":0,"output":0,"reasoning":0,"cache":{"read":0,"write":0}},"modelID":"claude-haiku-4-5","providerID":"anthropic","time":{"created":1795246831622}}');
+CREATE TABLE part (id, message_id, session_id, time_created, time_updated, data);
+INSERT INTO "part" VALUES('prt_1fd0cb5ea001IWswV15P1IbgW7','msg_1fd0cb5e20014fChqjEn73GFGS','ses_e02f34a4fffeUNHMwmbvYHC1wd',1795246831608,1795246831611,'{"type":"text","text":"run for long"}');
+INSERT INTO "part" VALUES('prt_1fd0cb8b3001ctPwmKrc5AuC2l','msg_1fd0cb8060016MG6GvxAsBzgfd','ses_e02f34a4fffeUNHMwmbvYHC1wd',1795246831795,1795246831797,'{"type":"step-start"}');
+INSERT INTO "part" VALUES('prt_1fd0cb8b6001LuhJ1XLg0yU4DS','msg_1fd0cb8060016MG6GvxAsBzgfd','ses_e02f34a4fffeUNHMwmbvYHC1wd',1795246831798,1795246831803,'{"type":"text","text":"I run it.","time":{"start":1795246831798,"end":1795246831803}}');
+INSERT INTO "part" VALUES('prt_1fd0cb8bd001t8tnJBhH6UCXc6','msg_1fd0cb8060016MG6GvxAsBzgfd','ses_e02f34a4fffeUNHMwmbvYHC1wd',1795246831805,1795246832044,'{"type":"tool","tool":"bash","callID":"toolu_0001_1","state":{"metadata":{"output":""},"status":"running","input":{"command":"touch started; exec sleep 60","description":"a scripted command"},"time":{"start":1795246831817}}}');
+CREATE TABLE session (id, parent_id, directory, version, agent, time_created, time_updated);
+INSERT INTO "session" VALUES('ses_e02f34a4fffeUNHMwmbvYHC1wd',NULL,'/home/user/project','1.18.33','build',1795246831024,1795246831747);
+COMMIT;
