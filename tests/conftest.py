@@ -9,9 +9,14 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import EVIDENCE, NAMES, README, Shown, in_readme, table, write_readme
 
 OURS = ("TRACEBRIDGE_", "RESPAN_", "OTEL_", "ANTHROPIC_", "CLAUDE_")
+
+# On a busy machine a slow example is no fault.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
