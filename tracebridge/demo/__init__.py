@@ -1,10 +1,12 @@
 """The whole thing once, for real but for the model: scripted model, gateway, agent, hooks, watcher.
 
-It runs in a throw-away home and touches nothing of the user's.
+It runs in a throw-away home and touches nothing of the user's. What an agent is asked, and what the
+model says to it, stands in a module per agent, found by looking into this package.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, cast
 
 import orjson
 from rich.console import Console
@@ -26,19 +29,35 @@ from tracebridge.integrate import hook_commands
 from tracebridge.model import Span
 from tracebridge.run import started_gateway
 from tracebridge.store import Store, TurnRow
-from tracebridge.tail import render_turn
-from tracebridge.testing.scripted_model import (
-    HttpError,
-    Reply,
-    ScriptedModel,
-    Text,
-    Thinking,
-    ToolUse,
-)
+from tracebridge.testing.scripted_model import Reply, ScriptedModel
+from tracebridge.waterfall import render_turn
 
-PROMPT = "Make greet.py say hello to the world, run it, and have a helper review it."
-REVIEW = "Review greet.py in one sentence."
 LIMIT_S = 120.0
+
+
+class Play(Protocol):
+    """What the demo of one agent needs to know."""
+
+    # Who plays the model, and the family of its API at our gateway.
+    MODEL: type[ScriptedModel]
+    FAMILY: str
+    PROMPT: str
+    # What the agent wants in its environment.
+    ENV: Mapping[str, str]
+    # Whether our stand-in can do the turn where the agent is not installed.
+    HAS_STAND_IN: bool
+
+    def script(self, project: Path) -> dict[str, Sequence[Reply]]:
+        """Return what the model says, by the beginning of what it is asked."""
+        ...
+
+    def prepare(self, home: Path, project: Path) -> None:
+        """Write what the agent wants to find in a new home."""
+        ...
+
+    def command(self, program: str) -> list[str]:
+        """Return the command that does the turn."""
+        ...
 
 
 class DemoError(Exception):
@@ -50,38 +69,46 @@ def demo(agent_name: str, *, as_json: bool) -> None:
     which = agent(agent_name)
     if which is None:
         raise DemoError(f"{agent_name}: unknown agent")
-    if which.SLUG != "claude-code":
-        raise DemoError(f"{which.SLUG}: the demo has no script for it yet; run it without --agent")
+    program = find_program(which)
+    play = _play_of(which)
+    if program is None and not play.HAS_STAND_IN:
+        raise DemoError(
+            f"{which.PROGRAM}: not found on PATH; install it, or leave out --agent: for Claude Code"
+            " there is a stand-in"
+        )
     console = Console(highlight=False, soft_wrap=True, stderr=as_json)
     with tempfile.TemporaryDirectory(prefix="tracebridge-demo-") as folder:
         place = Path(folder)
-        row, spans, program = _run(which, place, console)
+        row, spans = _run(which, play, program, place, console)
         if as_json:
             sys.stdout.write(orjson.dumps(document([(row, spans)])).decode() + "\n")
         else:
-            _print(console, spans, program)
+            _print(console, which, spans, program)
 
 
-def _run(which: Agent, place: Path, console: Console) -> tuple[TurnRow, list[Span], Path | None]:
+def _play_of(which: Agent) -> Play:
+    return cast("Play", importlib.import_module(f"{__name__}.{which.SLUG.replace('-', '_')}"))
+
+
+def _run(
+    which: Agent, play: Play, program: Path | None, place: Path, console: Console
+) -> tuple[TurnRow, list[Span]]:
     home, project, state = (place / name for name in ("home", "project", "state"))
     for folder in (home, project, state):
         folder.mkdir(mode=0o700)
-    program = find_program(which)
+    play.prepare(home, project)
     name = f"{program.name} ({program})" if program is not None else "a built-in stand-in agent"
     console.print(f"agent    {name}")
     console.print("model    scripted: it says what this demo tells it; no account, no network")
-    env = _clean_env(home, state)
-    with ScriptedModel(_script(project)) as model:
-        upstream = [f"anthropic={model.url}"]
-        with _watcher(env), started_gateway(upstream, env) as url:
+    env = {**_clean_env(home, state), **play.ENV}
+    with play.MODEL(play.script(project)) as model:
+        upstream = [f"{play.FAMILY}={model.url}"]
+        with _watcher(env), started_gateway(upstream, env, launcher_pid=os.getpid()) as url:
             if url is None:
                 raise DemoError("the gateway did not start; its message stands above")
             console.print(f"gateway  {url}, forwarding every byte to {model.url}")
             launch = Launch(commands=hook_commands(which, state), gateway_url=url, env=env)
-            if program is not None:
-                command = [str(program), "-p", PROMPT, "--dangerously-skip-permissions"]
-            else:
-                command = [which.PROGRAM, "-p", PROMPT]
+            command = play.command(str(program or which.PROGRAM))
             arguments, agent_env = which.launch(command, launch)
             if program is None:
                 arguments = [
@@ -93,7 +120,7 @@ def _run(which: Agent, place: Path, console: Console) -> tuple[TurnRow, list[Spa
             _run_agent(arguments, agent_env, project)
             row = _wait_for_turn(state)
         with Store(state) as store:
-            return row, store.spans(row.trace_id), program
+            return row, store.spans(row.trace_id)
 
 
 def find_program(which: Agent) -> Path | None:
@@ -101,62 +128,8 @@ def find_program(which: Agent) -> Path | None:
     found = shutil.which(which.PROGRAM)
     if found is not None:
         return Path(found)
-    fetched = Path(__file__).resolve().parent.parent / ".agents" / "bin" / which.PROGRAM
+    fetched = Path(__file__).resolve().parents[2] / ".agents" / "bin" / which.PROGRAM
     return fetched if fetched.exists() else None
-
-
-def _script(project: Path) -> dict[str, Sequence[Reply]]:
-    file = str(project / "greet.py")
-    return {
-        PROMPT[:20]: [
-            Reply(
-                (
-                    Thinking("A file, a run and a review. First the file."),
-                    Text("I will write the file first."),
-                    ToolUse("Write", {"file_path": file, "content": 'print("hello")\n'}),
-                )
-            ),
-            Reply(
-                (
-                    ToolUse(
-                        "Edit",
-                        {
-                            "file_path": file,
-                            "old_string": 'print("hello")',
-                            "new_string": 'name = "world"\nprint(f"hello {name}")',
-                        },
-                    ),
-                ),
-                failures=(HttpError(429),),
-            ),
-            Reply(
-                (
-                    ToolUse(
-                        "Bash", {"command": f"{sys.executable} {file}", "description": "run it"}
-                    ),
-                    ToolUse("Bash", {"command": "exit 3", "description": "a failing command"}),
-                )
-            ),
-            Reply(
-                (
-                    ToolUse(
-                        "Agent",
-                        {
-                            "description": "review",
-                            "prompt": REVIEW,
-                            "subagent_type": "general-purpose",
-                            "run_in_background": False,
-                        },
-                    ),
-                )
-            ),
-            Reply((Text("Done: greet.py says hello to the world."),)),
-        ],
-        REVIEW: [
-            Reply((Thinking("Short file."), ToolUse("Read", {"file_path": file}))),
-            Reply((Text("It is short and does what it says."),)),
-        ],
-    }
 
 
 def _clean_env(home: Path, state: Path) -> dict[str, str]:
@@ -171,11 +144,6 @@ def _clean_env(home: Path, state: Path) -> dict[str, str]:
         "TRACEBRIDGE_NO_WATCH": "1",
         "RESPAN_CUSTOMER_ID": "demo-customer",
         "RESPAN_METADATA": '{"team": "demo"}',
-        "ANTHROPIC_API_KEY": "sk-demo-not-a-key",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "DISABLE_AUTOUPDATER": "1",
-        # Claude Code refuses to skip permissions for root outside a sandbox.
-        "IS_SANDBOX": "1",
     }
 
 
@@ -224,7 +192,7 @@ def _wait_for_turn(state: Path) -> TurnRow:
     raise DemoError("the turn was not finished; hooks or watcher do not work on this machine")
 
 
-def _print(console: Console, spans: Sequence[Span], program: Path | None) -> None:
+def _print(console: Console, which: Agent, spans: Sequence[Span], program: Path | None) -> None:
     chats = [span for span in spans if span.attributes.get(semconv.SPAN_TYPE) == "llm"]
     exact = [span for span in chats if span.attributes.get(semconv.LINK_CONFIDENCE) == "exact"]
     console.print()
@@ -236,7 +204,10 @@ def _print(console: Console, spans: Sequence[Span], program: Path | None) -> Non
         console.print("With Claude Code on PATH, `tracebridge demo` runs the real agent.")
     console.print()
     console.print("Next:")
-    console.print("  tracebridge run -- claude …         trace one command, nothing is edited")
-    console.print("  tracebridge integrate claude-code   trace every turn from now on")
-    console.print("  tracebridge tail                    watch turns as they happen")
-    console.print("  OTEL_EXPORTER_OTLP_ENDPOINT=…       send them to what you already have")
+    for command, does in (
+        (f"tracebridge run -- {which.PROGRAM} …", "trace one command, nothing is edited"),
+        (f"tracebridge integrate {which.SLUG}", "trace every turn from now on"),
+        ("tracebridge tail", "watch turns as they happen"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT=…", "send them to what you already have"),
+    ):
+        console.print(f"  {command:<36}{does}")
