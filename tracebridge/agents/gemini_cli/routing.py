@@ -6,20 +6,16 @@ home included; the shell beats it.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 
-from tracebridge.agents._hooks import is_ours
+from tracebridge.agents._installed import installed_hooks
 from tracebridge.agents.gemini_cli.wiring import (
-    AGENT_PID,
     EVENTS,
     SYSTEM_SETTINGS,
     SYSTEM_SETTINGS_DEFAULT,
 )
 from tracebridge.config_files import ConfigFile, Place, read_dotenv, read_json
-from tracebridge.fields import dict_of
 from tracebridge.routing import (
     Answer,
     ByHand,
@@ -107,7 +103,7 @@ def routing(setup: SetUp) -> Routing:
 
 
 def hooks(setup: SetUp) -> list[InstalledHook]:
-    return list(chain.from_iterable(map(_hooks_in, scopes(setup))))
+    return installed_hooks(scopes(setup))
 
 
 def expected_events() -> tuple[str, ...]:
@@ -137,17 +133,6 @@ def _env_file(place: Place, folder: Path) -> Path | None:
         if (above / ".git").exists() or above == place.home:
             break
     return next((p for p in (folder / ".env", place.home / ".env") if p.exists()), None)
-
-
-def _hooks_in(file: ConfigFile) -> Iterator[InstalledHook]:
-    for event, groups in file.table("hooks").items():
-        for place, group in enumerate(groups if isinstance(groups, list) else ()):
-            entries = dict_of(group).get("hooks")
-            for number, entry in enumerate(entries if isinstance(entries, list) else ()):
-                if is_ours(entry):
-                    words = tuple(shlex.split(entry["command"].removeprefix(AGENT_PID)))
-                    keys = ("hooks", event, place, "hooks", number)
-                    yield InstalledHook(file, keys, event, words, entry)
 
 
 def _headers(given: Answer) -> Iterator[Answer]:
