@@ -49,10 +49,12 @@ if [ -z "$home" ]; then
 fi
 spool=$home/spool
 
-# The home may be a link, what is in it may not: see tracebridge_hook_main.py.
+# The home may be a link, what is in it may not, and it must be ours unless we are root: see
+# tracebridge_hook_main.py.
 [ -L "$spool" ] || { [ -d "$spool/tmp" ] && [ -d "$spool/new" ]; } ||
     mkdir -p "$spool/tmp" "$spool/new"
-if [ -L "$spool" ] || [ -L "$spool/tmp" ] || [ -L "$spool/new" ]; then
+if [ -L "$spool" ] || [ -L "$spool/tmp" ] || [ -L "$spool/new" ] ||
+    { [ ! -O "$spool" ] && [ ! -w /etc/passwd ]; }; then
     cat
 elif { write_head "$1" && cat; } >"$spool/tmp/$name"; then
     mv "$spool/tmp/$name" "$spool/new/$name" || rm -f "$spool/tmp/$name"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from terminal import Terminal, wait_until
 
 from tracebridge.settings import read_settings
 from tracebridge.status import status
@@ -41,6 +43,8 @@ def watched(home, monkeypatch):
     """Run a watcher of our own, so that none outlives the test."""
     monkeypatch.setenv("TRACEBRIDGE_NO_WATCH", "1")
     process = subprocess.Popen([sys.executable, "-m", "tracebridge", "watch"])
+    # Before that it does not know yet how to end well.
+    wait_until((home / "watch.lock").exists, 60)
     yield home
     process.terminate()
     assert process.wait(60) == 0
@@ -109,7 +113,7 @@ def test_the_exit_code_is_the_commands_own(claude, model, monkeypatch):
     """Whatever it is."""
     monkeypatch.setenv("CLAUDE_EXIT", "7")
     script = (
-        "import sys; from tracebridge import run; run.SETTLE_S = 0;"
+        "import sys; from tracebridge import run; run.QUIET_S = 0;"
         "from tracebridge.cli import main; main(sys.argv[1:])"
     )
     words = command(claude, model, "-p", PROMPT)
@@ -135,10 +139,78 @@ def test_a_signal_reaches_the_command(claude, model):
     process = subprocess.Popen(
         command(claude, model, "-p", PROMPT), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    model.wait_until_held("gate")
+    model.wait_until_held("gate", 60)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path):
+    """Start a shell that has a terminal, as its user has."""
+    monkeypatch.setenv("PS1", "ready> ")
+    monkeypatch.setenv("TERM", "xterm")
+    words = ["bash", "--norc", "--noprofile", "-i"]
+    with Terminal(words, cwd=tmp_path, env=os.environ) as terminal:
+        terminal.wait_for_text("ready>", 60)
+        yield terminal
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_command_can_be_suspended_and_goes_on(claude, model, shell):
+    """Ctrl-Z gives the shell its terminal back; `fg` and the turn ends as if nothing had been."""
+    model.script({PROMPT: [Reply((Text("Hello at last."),), hold=Hold("gate"))]})
+    shell.send(f"{shlex.join(command(claude, model, '-p', PROMPT))}\r")
+    model.wait_until_held("gate", 60)
+    shell.send("\x1a")
+    shell.wait_for_text("Stopped", 60)
+    shell.send("echo the shell says $((6*7))\r")
+    shell.wait_for_text("the shell says 42", 60)
+    model.gate("gate").set()
+    shell.send("fg\r")
+    shell.wait_for_text("Hello at last.", 60)
+    shell.wait_for_text("turn completed", 60)
+
+
+@pytest.mark.usefixtures("watched")
+def test_ctrl_c_is_the_commands(claude, model, shell):
+    """It ends as it ends by itself, and its turn is told."""
+    model.script({PROMPT: [Reply((Text("late"),), hold=Hold("gate"))]})
+    shell.send(f"{shlex.join(command(claude, model, '-p', PROMPT))}; echo code=$?\r")
+    model.wait_until_held("gate", 60)
+    shell.press("ctrl-c")
+    shell.wait_for_text("code=130", 60)
+
+
+@pytest.mark.usefixtures("watched")
+def test_an_agent_that_suspends_itself_does_not_keep_the_terminal(claude, model, shell):
+    """Full-screen programs do, without a word to their group."""
+    claude.write_text("#!/bin/sh\nkill -STOP $$\necho went on\n")
+    shell.send(f"{shlex.join(command(claude, model, '--version'))}; echo code=$?\r")
+    shell.wait_for_text("Stopped", 60)
+    shell.send("fg\r")
+    shell.wait_for_text("went on", 60)
+
+
+@pytest.mark.usefixtures("watched")
+def test_our_own_standing_gateway_is_passed_by(claude, home, monkeypatch):
+    """Through both each call would be recorded twice."""
+    with ScriptedModel({PROMPT: [Reply((Text("Hello."),))]}) as model:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", f"{model.url}")
+        words = [sys.executable, "-m", "tracebridge"]
+        options = ["integrate", "claude", "--gateway", "local"]
+        subprocess.run([*words, *options], check=True, stdout=subprocess.DEVNULL)
+        monkeypatch.delenv("ANTHROPIC_BASE_URL")
+        result = subprocess.run(
+            [*words, "run", "--", str(claude), "-p", PROMPT],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert len(model.calls()) == 1
+    with Store(home) as store:
+        assert len(store.turns()) == 1
 
 
 @pytest.mark.usefixtures("watched")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tracebridge.model import Tags
-from tracebridge.tags import parse_tags
+from tracebridge.tags import over, parse_file, parse_tags, parse_telemetry
 
 
 def test_no_tags_are_none():
@@ -69,3 +69,46 @@ def test_metadata_that_is_none_is_noted_and_the_rest_counts(prefix, text, what):
     tags, problem = parse_tags({f"{prefix}_METADATA": text, "RESPAN_CUSTOMER_ID": "acme"})
     assert tags == Tags(customer_id="acme")
     assert problem == f'{prefix}_METADATA is {what}; write it as {{"team": "blue"}}'
+
+
+def test_a_file_has_fields_and_metadata():
+    """What has a field of its own, and all the rest; where traces go is not for it to say."""
+    tags, problem = parse_file(
+        b'{"customer_id": "acme", "span_name": "s", "workflow_name": "w", "project_id": 7,'
+        b' "base_url": "https://evil", "team": "blue", "n": [1], "none": null}'
+    )
+    assert problem is None
+    assert tags == Tags(
+        customer_id="acme",
+        span_name="s",
+        workflow_name="w",
+        project_id="7",
+        metadata=(("n", "[1]"), ("team", "blue")),
+    )
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b"\xff", b"", b'"x"', b"[" * 100_000])
+def test_a_file_that_is_none_is_said(data):
+    """In words."""
+    tags, problem = parse_file(data)
+    assert tags is None
+    assert problem in {"not JSON", "not a JSON object"}
+
+
+def test_a_project_tag_and_cost_center_are_metadata():
+    """Nothing else of that file is."""
+    data = b'{"telemetry": {"projectTag": "p", "costCenter": 42, "x": 1}, "env": {"A": "b"}}'
+    assert parse_telemetry(data)[0] == Tags(metadata=(("costCenter", "42"), ("projectTag", "p")))
+    assert parse_telemetry(b'{"telemetry": []}') == (None, None)
+    assert parse_telemetry(b"// comment")[1] is None
+
+
+def test_what_is_stronger_wins_name_by_name():
+    """Metadata of both is there."""
+    weak = Tags(customer_id="a", span_name="s", metadata=(("k", "1"), ("l", "1")))
+    strong = Tags(customer_id="b", metadata=(("k", "2"),))
+    assert over(weak, strong) == Tags(
+        customer_id="b", span_name="s", metadata=(("k", "2"), ("l", "1"))
+    )
+    assert over(None, strong) is strong
+    assert over(weak, None) is weak

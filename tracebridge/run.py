@@ -14,14 +14,18 @@ from pathlib import Path, PurePath
 from typing import IO
 
 from tracebridge.agents import Agent, Launch, agent
-from tracebridge.integrate import hook_commands
+from tracebridge.gateway_choice import LOCAL
+from tracebridge.integrate import gateway_upstreams, hook_commands
 from tracebridge.settings import Settings
+from tracebridge.spool import Spool
 from tracebridge.store import Store, StoreError, TurnRow
 from tracebridge.watch import is_watched
 
 # How long a helper process may take to come up, and a finished turn to be put together.
 START_S = 20.0
 SETTLE_S = 10.0
+# Where nothing is being put together for so long, nothing more is to come of a command that is done.
+QUIET_S = 4.0
 
 
 class RunError(Exception):
@@ -43,7 +47,7 @@ def run(command: Sequence[str], settings: Settings, upstream: Sequence[str]) -> 
     which = agent_of(command)
     env = {**os.environ, "TRACEBRIDGE_HOME": str(settings.home)}
     began_ns = time.time_ns()
-    upstream = upstream or [which.upstream(env, Path.home(), Path.cwd())]
+    upstream = upstream or [_upstream_of(which, env, settings.home)]
     start_watcher(settings, env)
     with started_gateway(upstream, env, launcher_pid=os.getpid()) as url:
         if url is None:
@@ -60,6 +64,12 @@ def run(command: Sequence[str], settings: Settings, upstream: Sequence[str]) -> 
         # The command is done; its exit code is what counts.
         say(str(error))
     return code
+
+
+def _upstream_of(which: Agent, env: Mapping[str, str], home: Path) -> str:
+    now = which.upstream(env, Path.home(), Path.cwd())
+    # Through our other gateway each call would be recorded twice.
+    return gateway_upstreams(home).get(which.SLUG, now) if LOCAL in now else now
 
 
 @contextmanager
@@ -129,9 +139,11 @@ def _first_line(process: subprocess.Popen[str]) -> str | None:
 
 
 def _run_in_terminal(arguments: Sequence[str], env: Mapping[str, str]) -> int:
-    # The terminal sends Ctrl-C to the agent and to us: what it means is the agent's to say.
+    # The terminal sends Ctrl-C and Ctrl-Z to the agent and to us: what they mean is the agent's to
+    # say.
     before = {
-        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)
+        number: signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
     }
 
     def as_usual() -> None:
@@ -143,12 +155,31 @@ def _run_in_terminal(arguments: Sequence[str], env: Mapping[str, str]) -> int:
     except OSError as error:
         raise RunError(f"{arguments[0]}: {error.strerror}; is it installed?") from error
     else:
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        code = process.wait()
+        # Not by the process object, which would look for its end and keep it from the wait below.
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(process.pid, signal.SIGTERM))
+        code = process.returncode = _wait(process.pid)
         return 128 - code if code < 0 else code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait(pid: int) -> int:
+    """Wait for the end of a process; as long as it is suspended, so are we.
+
+    The shell waits for us alone: it would not take the terminal back.
+    """
+    while True:
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            return os.waitstatus_to_exitcode(status)
+        number = os.WSTOPSIG(status)
+        ours = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
+        os.kill(os.getpid(), number)
+        # Here we go on when the shell lets us.
+        if ours is not None:
+            signal.signal(number, ours)
+        os.kill(pid, signal.SIGCONT)
 
 
 def _say_where(settings: Settings, slug: str, began_ns: int) -> None:
@@ -156,18 +187,22 @@ def _say_where(settings: Settings, slug: str, began_ns: int) -> None:
     if not turns:
         say("no turn was seen; `tracebridge status` says what is on")
     for turn in turns:
-        state = turn.outcome or turn.state
+        state = turn.outcome or ("not over" if turn.state == "open" else turn.state)
         say(f"turn {state}: trace {turn.trace_id}; tracebridge show {turn.trace_id[:8]}")
 
 
 def wait_for_turns(home: Path, slug: str, began_ns: int) -> list[TurnRow]:
     """Return the agent's turns since *began_ns* once all are told, or what there is after a while."""
     deadline = time.monotonic() + SETTLE_S
+    busy_s = time.monotonic()
     with Store(home) as store:
         while True:
             turns = [t for t in store.turns() if t.agent == slug and t.start_ns >= began_ns]
+            # Of a turn that nobody ends the watcher hears once we are gone, too.
+            if any(turn.state != "open" for turn in turns) or Spool(home).depth():
+                busy_s = time.monotonic()
             done = bool(turns) and all(turn.told for turn in turns)
-            if done or time.monotonic() > deadline:
+            if done or time.monotonic() > min(deadline, busy_s + QUIET_S):
                 return turns
             time.sleep(0.05)
 

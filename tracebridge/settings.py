@@ -8,9 +8,11 @@ an agent may strip them from the environment of its hooks, and so from a watcher
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -40,8 +42,12 @@ SETTINGS = (
     Setting("content", "redacted", "what spans may carry: metadata, redacted or full"),
     Setting("retention_days", "30", "how long finished turns are kept here"),
     Setting("idle_minutes", "10", "how long a watcher started by a hook waits for more work"),
-    Setting("sinks", "", "where finished spans go: otlp_http, otlp_grpc, respan, json_file:PATH"),
+    Setting("sinks", "", "where finished spans go, separated by commas: see `tracebridge sink`"),
+    Setting("scrub_patterns", "", "expressions of secrets of your own, as a list or one a line"),
+    Setting("untraced", "", "folders in which nothing is recorded, as a list or one a line"),
 )
+# Those that may be written as a list.
+LISTS = ("scrub_patterns", "untraced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,20 @@ class Settings:
     def idle_minutes(self) -> float:
         return self._number("idle_minutes")
 
+    @property
+    def scrub_patterns(self) -> tuple[re.Pattern[str], ...]:
+        try:
+            return tuple(re.compile(line) for line in self._lines("scrub_patterns"))
+        except re.error as error:
+            raise _unusable(self, "scrub_patterns", f"correct the expression: {error}") from error
+
+    @property
+    def untraced(self) -> tuple[Path, ...]:
+        return tuple(Path(line).expanduser() for line in self._lines("untraced"))
+
+    def _lines(self, name: str) -> list[str]:
+        return [line for line in self.values[name].value.splitlines() if line.strip()]
+
     def _number(self, name: str) -> float:
         try:
             number = float(self.values[name].value)
@@ -102,8 +122,12 @@ def home(env: Mapping[str, str]) -> Path:
     return Path(given).absolute() if given else platformdirs.user_state_path("tracebridge")
 
 
-def read_settings(env: Mapping[str, str] | None = None) -> Settings:
-    """Return the settings in force. Raise SettingsError where one of them cannot be used."""
+def read_settings(env: Mapping[str, str] | None = None, *, file_first: bool = False) -> Settings:
+    """Return the settings in force. Raise SettingsError where one of them cannot be used.
+
+    *file_first*: what the user's file says beats the environment, which is that of an agent and
+    may have come from a project: its settings, or a .env file that the agent reads.
+    """
     env = os.environ if env is None else env
     place = home(env)
     file = place / CONFIG
@@ -111,6 +135,8 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
     file_env = written.pop("env", {})
     if not isinstance(file_env, dict):
         raise SettingsError(f'{file}: [env] is not a table; write NAME = "value" lines below it')
+    if file_first and ("sinks" in written or any(map(_is_destination, file_env))):
+        env = {name: value for name, value in env.items() if not _is_destination(name)}
     names = [setting.name for setting in SETTINGS]
     for name in written:
         # A typing error in `content` must not send what was to be kept back.
@@ -121,21 +147,36 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
         origin = Origin(setting.default, "default")
         if setting.name in written:
             origin = Origin(_text(file, setting.name, written[setting.name]), str(file))
-        if setting.variable in env:
+        if setting.variable in env and not (file_first and setting.name in written):
             origin = Origin(env[setting.variable], setting.variable)
         values[setting.name] = origin
     merged = {name: _text(file, f"env.{name}", value) for name, value in file_env.items()}
-    merged |= dict(env)
+    merged = dict(env) | merged if file_first else merged | dict(env)
     merged["TRACEBRIDGE_SINKS"] = values["sinks"].value
     settings = Settings(place, values, merged)
     # Now, and not when a turn is half told.
     _ = settings.content, settings.retention_days, settings.idle_minutes
+    _ = settings.scrub_patterns
     return settings
+
+
+def _is_destination(variable: str) -> bool:
+    return variable == "TRACEBRIDGE_SINKS" or variable.startswith(_destinations())
+
+
+@cache
+def _destinations() -> tuple[str, ...]:
+    """Return how the variables begin that say where spans go, or with whose key."""
+    # A sink's own begin with its name; Datadog's are older than that rule.
+    sinks = (Path(__file__).parent / "sinks").glob("[a-z]*.py")
+    return ("OTEL_EXPORTER_", "DD_", *(f"{file.stem.upper()}_" for file in sinks))
 
 
 def _text(file: Path, name: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if name in LISTS and isinstance(value, list):
+        return "\n".join(_text(file, f"{name}[]", each) for each in value)
     if not isinstance(value, str | int | float):
         raise SettingsError(f'{file}: {name} is not a text; write {name} = "..."')
     return str(value)
@@ -144,11 +185,11 @@ def _text(file: Path, name: str, value: object) -> str:
 def _read_file(file: Path) -> dict[str, object]:
     try:
         return tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; make it readable or remove it") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{file}: {error}; correct it or remove it") from error
 
 

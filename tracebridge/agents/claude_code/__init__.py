@@ -16,27 +16,34 @@ Format facts, each seen with 2.1.329:
 
 from __future__ import annotations
 
+from tracebridge.agents.claude_code.edits import edits, remarks, settings_folder
 from tracebridge.agents.claude_code.hooks import parse_hook
+from tracebridge.agents.claude_code.past import past_sessions
 from tracebridge.agents.claude_code.payload import SLUG
 from tracebridge.agents.claude_code.requests import identify_call
 from tracebridge.agents.claude_code.transcript import find_transcript, read_transcript, transcripts
-from tracebridge.agents.claude_code.wiring import launch, settings_path, unwire, upstream, wire
+from tracebridge.agents.claude_code.wiring import launch, unwire, upstream, wire
 
 ALIASES = ("claude",)
 PROGRAM = "claude"
 TESTED_VERSION = "2.1.329"
+KEEPS_TRANSCRIPT_OPEN = False
 
 __all__ = [
     "ALIASES",
+    "KEEPS_TRANSCRIPT_OPEN",
     "PROGRAM",
     "SLUG",
     "TESTED_VERSION",
+    "edits",
     "find_transcript",
     "identify_call",
     "launch",
     "parse_hook",
+    "past_sessions",
     "read_transcript",
-    "settings_path",
+    "remarks",
+    "settings_folder",
     "transcripts",
     "unwire",
     "upstream",

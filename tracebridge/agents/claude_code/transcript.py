@@ -131,7 +131,7 @@ class _TranscriptReader:
         }
 
     def read(self, line: dict[str, Any]) -> None:
-        kind = line.get("type")
+        kind = text_of(line, "type")
         if kind in SILENT_LINES:
             return
         time_ns = _time_ns(line.get("timestamp"))
@@ -311,7 +311,7 @@ class _TranscriptReader:
         for position, block in enumerate(dicts_in(message.get("content"))):
             index = line.get("apiBlockIndex")
             index = index if isinstance(index, int) else position
-            kind = block.get("type")
+            kind = text_of(block, "type")
             if kind in {"thinking", "redacted_thinking"}:
                 duration = nanoseconds_of(line, "thinkingDurationMs")
                 self._see(
