@@ -80,7 +80,8 @@ def filled(home):
 def test_every_command_helps_with_an_example(name):
     """One that begins with what one would type."""
     command = main.commands[name]
-    assert f"Example: tracebridge {name}" in (command.help or "")
+    examples = (command.help or "").partition("Example")[2]
+    assert f"tracebridge {name}" in examples
     assert "Example" in ok(name, "--help")
 
 
@@ -155,8 +156,9 @@ def test_damaged_settings_are_one_line(home):
 
 @pytest.mark.usefixtures("filled")
 def test_turns_are_listed():
-    """A line each; what would steer a terminal is gone."""
-    (line,) = ok("turns").splitlines()
+    """A line each, below their titles; what would steer a terminal is gone."""
+    titles, line = ok("turns").splitlines()
+    assert titles.startswith("turn ")
     assert line.startswith(TRACE[:8])
     assert "claude-code  completed" in line
     assert "\x1b" not in line
@@ -181,8 +183,8 @@ def test_without_turns_the_list_says_how_to_get_one():
 def test_a_turn_is_shown_by_the_beginning_of_its_id():
     """In small or capital letters."""
     shown = ok("show", TRACE[:6].upper())
-    assert "invoke_agent claude-code" in shown
-    assert "execute_tool Bash" in shown
+    assert "claude-code" in shown
+    assert "└─ Bash" in shown
     assert "turn_id" in shown
     assert TRACE in shown
     assert "\x1b" not in shown
@@ -236,12 +238,12 @@ def test_a_transcript_is_taken_in_once(tmp_path):
     """What cannot be read is named, the rest is taken in."""
     path = tmp_path / f"{SESSION}.jsonl"
     path.write_text('{"type":"summary"}\ngarbage\n')
-    assert "1 transcripts taken in" in ok("import", str(path))
-    assert "1 transcripts taken in" in ok("import", str(path))
+    assert "1 session taken in" in ok("import", str(path))
+    assert "1 session taken in" in ok("import", str(path))
     result = run("import", str(path), str(tmp_path / "missing.jsonl"))
     assert result.returncode == 1
     assert "missing.jsonl" in result.stderr
-    assert "1 transcripts taken in" in result.stdout
+    assert "1 session taken in" in result.stdout
 
 
 def test_tail_ends_with_its_reader(filled):

@@ -1,9 +1,11 @@
-"""Stored turns as one OTLP/JSON document. Pure."""
+"""Stored turns as one OTLP/JSON document, or as lines with one flat JSON object a span. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import orjson
 
 from tracebridge.encode import encode_span, to_json
 from tracebridge.model import Span
@@ -18,3 +20,32 @@ def document(turns: Iterable[tuple[TurnRow, Sequence[Span]]]) -> dict[str, Any]:
         encoded = [encode_span(span) for span in spans if span.end_ns is not None]
         groups.setdefault(resource_of(row.agent, spans), []).extend(encoded)
     return to_json(groups)
+
+
+def lines(turns: Iterable[tuple[TurnRow, Sequence[Span]]]) -> Iterator[str]:
+    """Yield each finished span as a line of JSON, its attributes by their full names."""
+    for row, spans in turns:
+        for span in spans:
+            if span.end_ns is not None:
+                yield orjson.dumps(_flat(row, span)).decode()
+
+
+def _flat(row: TurnRow, span: Span) -> dict[str, Any]:
+    return {
+        "trace_id": span.trace_id,
+        "span_id": span.span_id,
+        "parent_span_id": span.parent_span_id,
+        "agent": row.agent,
+        "session_id": row.session_id,
+        "name": span.name,
+        "kind": span.kind.name,
+        "start_ns": span.start_ns,
+        "end_ns": span.end_ns,
+        "status": span.status.name,
+        "status_message": span.status_message,
+        "attributes": dict(span.attributes),
+        "events": [
+            {"name": event.name, "time_ns": event.time_ns, "attributes": dict(event.attributes)}
+            for event in span.events
+        ],
+    }

@@ -11,12 +11,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from tracebridge.encode import Resource
 
+# What may stand behind a sink, as in otlp_http#metadata.
+CONTENT_LEVELS = ("metadata", "redacted", "full")
 # Why a sink refuses what its own disk has spoilt.
 DAMAGED = "the stored span is damaged and cannot be read"
 
@@ -74,6 +77,8 @@ class ReadySink:
     # Where the spans go, for people to read; holds no secret.
     target: str
     open: Callable[[], Sink] = field(repr=False)
+    # How much of what was said it may have; "" means as much as the store keeps.
+    content: str = ""
 
 
 class SinkModule(Protocol):
@@ -104,18 +109,62 @@ def prepare(kind: str, env: Mapping[str, str], *, name: str = "", argument: str 
 
 def configured_sinks(env: Mapping[str, str]) -> list[ReadySink]:
     """Return the sinks that the environment asks for, none if it asks for none."""
+    return [_prepared(entry, env) for entry in _entries(env)]
+
+
+def lasting_sinks(env: Mapping[str, str]) -> tuple[list[ReadySink], list[str]]:
+    """Return the sinks that the environment asks for, and what is wrong with some.
+
+    One whose settings cannot be used takes nothing for now: what is told waits for it.
+    """
+    sinks, problems = [], []
+    for entry in _entries(env):
+        try:
+            sinks.append(_prepared(entry, env))
+        except SinkSettingsError as error:
+            problems.append(str(error))
+            kind, name, _, content = _parts(entry)
+            if kind in kinds():
+                waits = partial(_Unusable, str(error))
+                sinks.append(ReadySink(name=name, target="", open=waits, content=content))
+    return sinks, problems
+
+
+class _Unusable:
+    def __init__(self, problem: str) -> None:
+        self._problem = problem
+
+    def send(self, spans: Sequence[OutboxSpan]) -> Receipt:
+        del spans  # They wait.
+        return Receipt(error=self._problem, retry_after_s=60.0)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _entries(env: Mapping[str, str]) -> list[str]:
     entries = [entry.strip() for entry in env.get("TRACEBRIDGE_SINKS", "").split(",")]
     entries = list(dict.fromkeys(entry for entry in entries if entry))
     if not entries and (
         env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     ):
         entries = ["otlp"]
-    sinks = []
-    for entry in entries:
-        kind, _, argument = entry.partition(":")
-        name = f"{kind}:{without_secrets(argument)}" if argument else kind
-        sinks.append(prepare(kind, env, name=name, argument=argument))
-    return sinks
+    return entries
+
+
+def _parts(entry: str) -> tuple[str, str, str, str]:
+    """Return kind, name, argument and content level of one entry of the setting."""
+    place, hash_sign, content = entry.rpartition("#")
+    if not hash_sign or content not in CONTENT_LEVELS:
+        place, content = entry, ""
+    kind, _, argument = place.partition(":")
+    name = f"{kind}:{without_secrets(argument)}" if argument else kind
+    return kind, name, argument, content
+
+
+def _prepared(entry: str, env: Mapping[str, str]) -> ReadySink:
+    kind, name, argument, content = _parts(entry)
+    return replace(prepare(kind, env, name=name, argument=argument), content=content)
 
 
 def by_resource(spans: Sequence[OutboxSpan]) -> dict[Resource, list[bytes]]:
