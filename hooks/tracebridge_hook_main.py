@@ -155,9 +155,13 @@ def open_spool(home: bytes) -> tuple[int, int]:
     """Return descriptors of `tmp` and `new`.
 
     The home may be a link, what is in it may not: it could have been put there by somebody else to
-    have events written to a place of his choice.
+    have events written to a place of his choice. For the same reason the spool must be ours; root
+    may work in a user's home, as in a container.
     """
     spool = posix.open(home + b"/spool", DIRECTORY)
+    facts = posix.fstat(spool)
+    if facts.st_mode & 0o002 or (facts.st_uid != posix.geteuid() and posix.geteuid()):
+        raise OSError
     return posix.open("tmp", DIRECTORY, dir_fd=spool), posix.open("new", DIRECTORY, dir_fd=spool)
 
 

@@ -108,3 +108,20 @@ def test_the_home_is_where_the_variable_says_else_the_users_state_folder(monkeyp
 def test_what_is_printed_of_settings_holds_no_environment(tmp_path):
     """There are keys in it."""
     assert "hunter2" not in repr(read_settings(env_of(tmp_path, RESPAN_API_KEY="hunter2")))
+
+
+def test_expressions_and_folders_are_lists(tmp_path):
+    """In the file as a list, in the environment one a line."""
+    write(tmp_path, "scrub_patterns = ['acme-[0-9]+', 'x{3}']\nuntraced = ['/secret', '~/diary']\n")
+    settings = read_settings(env_of(tmp_path))
+    assert [pattern.pattern for pattern in settings.scrub_patterns] == ["acme-[0-9]+", "x{3}"]
+    assert [path.name for path in settings.untraced] == ["secret", "diary"]
+    settings = read_settings(env_of(tmp_path, TRACEBRIDGE_UNTRACED="/a\n\n/b"))
+    assert [str(path) for path in settings.untraced] == ["/a", "/b"]
+
+
+def test_an_expression_that_is_none_is_named(tmp_path):
+    """A rule that is never applied would be worse than none."""
+    write(tmp_path, "scrub_patterns = ['acme-(']\n")
+    with pytest.raises(SettingsError, match=r"scrub_patterns = 'acme-\('.*correct the expression"):
+        read_settings(env_of(tmp_path))

@@ -460,3 +460,59 @@ def test_a_process_killed_in_a_transaction_leaves_all_or_nothing(home):
     with Store(home) as store:
         assert store.notes() == {"kept": 1}
         assert store.sinks() == []
+
+
+def outbox_of(store, turns=10, size=1000):
+    """Put so many turns of one span each into the outbox of a sink."""
+    for number in range(turns):
+        trace = f"{number:032x}"
+        span = a_span(trace)
+        with store.transaction():
+            store.put_lone_span(span)
+            store.tell(trace, [(span.span_id, b"x" * size)], (), ["s"])
+
+
+def a_span(trace):
+    from tracebridge.model import Span, SpanKind
+
+    return Span(
+        trace_id=trace,
+        span_id="a" * 16,
+        parent_span_id=None,
+        name="n",
+        kind=SpanKind.INTERNAL,
+        start_ns=1,
+        end_ns=2,
+    )
+
+
+def test_an_outbox_that_is_full_lets_go_of_its_oldest_turns(store):
+    """Down to nine tenths, counted in the notes, and kept in the store to be shown and exported."""
+    outbox_of(store)
+    assert store.bound_outbox("s", 10_000) == 0
+    assert store.bound_outbox("s", 5_000) == 6
+    left = [span.trace_id for span in store.due("s", 10**19, 100)]
+    assert left == [f"{number:032x}" for number in range(6, 10)]
+    assert store.notes() == {"outbox of s full, turn not sent to it": 6}
+    assert len(store.spans(f"{0:032x}")) == 1
+
+
+def test_one_process_delivers_to_a_sink(home):
+    """Another one is told so, or waits; other sinks have nothing to do with it."""
+    with Store(home) as one, Store(home) as two:
+        with one.delivering("s", wait=False) as first, two.delivering("s", wait=False) as second:
+            assert (first, second) == (True, False)
+            with two.delivering("t", wait=False) as other:
+                assert other
+        with two.delivering("s", wait=True) as alone:
+            assert alone
+
+
+def test_a_postponement_of_a_wrong_clock_does_not_hold(store):
+    """A time that no sink was ever asked to wait for was written by a clock since corrected."""
+    outbox_of(store, turns=1)
+    now_ns = 10**18
+    store.postpone("s", now_ns + 3600 * 10**9, "busy")
+    assert store.due("s", now_ns, 10) == []
+    store.postpone("s", now_ns + 365 * 86_400 * 10**9, "busy")
+    assert len(store.due("s", now_ns, 10)) == 1

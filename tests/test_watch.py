@@ -460,3 +460,34 @@ def test_a_clock_that_is_set_back_does_not_hold_a_turn(claude):
         watcher.store.offer(TRACE, offered, (), ["otlp"])
     assert len(watcher.store.due("otlp", now[0], 10)) == 1
     watcher.close()
+
+
+def broken(*_: object) -> None:
+    raise RecursionError
+
+
+def test_an_event_that_breaks_its_adapter_stops_nobody(claude, receiver, home, monkeypatch):
+    """It is set aside and counted, and the session beside it arrives."""
+    claude.simple_turn()
+    parse = agent("claude-code").parse_hook
+    monkeypatch.setattr(
+        agent("claude-code"),
+        "parse_hook",
+        lambda event: broken() if b"poison" in event.payload else parse(event),
+    )
+    claude.raw_hook(at(0), b"poison")
+    assert watch_once(read_settings())
+    assert len(receiver.spans) == 2
+    assert len(list((home / "spool" / "bad").iterdir())) == 1
+    with Store(home) as store:
+        assert store.notes()["hook event not understood, set aside; see watch.log"] == 1
+
+
+def test_a_transcript_that_breaks_its_adapter_stops_nobody(claude, receiver, monkeypatch):
+    """The turn is told by its hooks alone, and `status` says why."""
+    claude.simple_turn()
+    monkeypatch.setattr(agent("claude-code"), "read_transcript", broken)
+    assert watch_once(read_settings())
+    assert [span.name for span in receiver.spans] == ["invoke_agent claude-code"]
+    with Store(claude.spool.new.parents[1]) as store:
+        assert any("transcript not understood" in note for note in store.notes())

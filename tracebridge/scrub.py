@@ -8,13 +8,17 @@ Every pattern runs in time linear in the text: each repetition is bounded, or ea
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from tracebridge.model import GatewayCall, Sighting
+from tracebridge.vendor_secrets import without_vendor_secrets
 
 Record = TypeVar("Record")
+# Of the user's own; where one has a group "secret", only that is taken out.
+Patterns: TypeAlias = Sequence[re.Pattern[str]]
 
 # Where a word begins: text often comes as JSON, where a new line is a backslash and an n.
 _START = r"(?:(?<![0-9A-Za-z_\\])|(?<=\\[nrt]))"
@@ -49,7 +53,18 @@ RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
             rf"{_START}(?:sk|pk|rk|gsk)[-_](?=[0-9A-Za-z_-]{{0,100}}\d|[A-Za-z]{{20}})"
             r"[0-9A-Za-z_-]{16,}",
         ),
-        ("aws-key", "akia asia aroa aida", rf"{_START}(?:AKIA|ASIA|AROA|AIDA)[0-9A-Z]{{16}}\b"),
+        (
+            "aws-key",
+            "akia asia aroa aida abia acca a3t",
+            rf"{_START}(?:AKIA|ASIA|AROA|AIDA|ABIA|ACCA|A3T[A-Z0-9])[0-9A-Z]{{16}}\b",
+        ),
+        ("mailchimp-key", "-us", rf"{_START}[0-9a-f]{{32}}-us[0-9]{{1,2}}\b"),
+        (
+            "discord-token",
+            ".",
+            # Only where three parts of just these lengths stand together.
+            rf"{_START}[AMNO][0-9A-Za-z_-]{{23,25}}\.[0-9A-Za-z_-]{{6}}\.[0-9A-Za-z_-]{{27,40}}\b",
+        ),
         (
             "google-key",
             "aiza ya29. gocspx-",
@@ -150,16 +165,17 @@ RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
 # An assignment to a name that says what it holds, in the manner of any language.
 ASSIGNMENT = re.compile(
     r"(?i)(?P<name>(?:api|access|account|subscription|signing|encryption|master|private|secret|auth)"
-    r"[_-]?key|secret|token|passw(?:or)?d|passphrase|pwd|credential)s?"
+    r"[_-]?key|secret|token|passw(?:or)?d|passphrase|pwd|credential|"
+    r"(?:db|user|admin|root|smtp|mail|ftp|ssh|mysql|redis|pg|proxy)_pass)s?"
     r"(?:_(?:key|base|value|hash|prod|production|dev|test|staging|live|old|new|b64|base64|\d{1,3})"
     r"){0,3}"
-    r"(?P<between>\\{0,3}[\"'`]?\]?\??\s{0,3}(?:={1,3}>?|:=?)\s{0,3})"
+    r"(?P<between>\\{0,3}[\"'`]?\]?\??\s{0,3}(?:={1,3}>?|!={1,2}|:=?)\s{0,3})"
     r"(?:(?P<quote>\\{0,3}[\"'`])"
     # A quote that ends something is followed by what goes on after it.
     r"(?P<quoted>(?![\s)\]},;:+\\])(?:(?!(?P=quote))(?:\\[^\n]|[^\n\\])){3,2000})"
     r"|(?P<bare>[^\s\"'\\`]{3,2000}))"
 )
-ASSIGNMENT_HINTS = ("key", "secret", "token", "passw", "passphrase", "pwd", "credential")
+ASSIGNMENT_HINTS = ("key", "secret", "token", "passw", "passphrase", "pwd", "credential", "_pass")
 # What stands for a secret and is none: a variable, a template, a mark (ours too), a type's name.
 PLACEHOLDER = re.compile(
     r"(?i)[$<%{\[(*&]|your[_-]|x{3,}$|\.{3}"
@@ -183,8 +199,10 @@ KEY_TAIL_LENGTH = 8000
 MOST_PASSES = 8
 
 
-def scrub_text(text: str) -> str:
-    """Return *text* with every secret that a rule knows replaced by a mark."""
+def scrub_text(text: str, patterns: Patterns = ()) -> str:
+    """Return *text* with every secret that a rule or one of *patterns* knows replaced by a mark."""
+    for pattern in patterns:
+        text = pattern.sub(partial(_marked, "secret"), text)
     for _ in range(MOST_PASSES):
         scrubbed = _scrubbed_once(text)
         if scrubbed == text:
@@ -199,6 +217,7 @@ def _scrubbed_once(text: str) -> str:
     for kind, hints, pattern in RULES:
         if any(hint in lower for hint in hints):
             text = pattern.sub(partial(_marked, kind), text)
+    text = without_vendor_secrets(text, lower)
     if "private key" in lower:
         text = _without_key_tails(text)
     if any(hint in lower for hint in ASSIGNMENT_HINTS):
@@ -206,28 +225,28 @@ def _scrubbed_once(text: str) -> str:
     return text
 
 
-def scrub_sighting(sighting: Sighting) -> Sighting:
-    return replace(sighting, part=_scrubbed(sighting.part))
+def scrub_sighting(sighting: Sighting, patterns: Patterns = ()) -> Sighting:
+    return replace(sighting, part=_scrubbed(sighting.part, patterns))
 
 
-def scrub_call(call: GatewayCall) -> GatewayCall:
+def scrub_call(call: GatewayCall, patterns: Patterns = ()) -> GatewayCall:
     return replace(
-        _scrubbed(call),
-        request_headers={k: scrub_text(v) for k, v in call.request_headers.items()},
-        response_headers={k: scrub_text(v) for k, v in call.response_headers.items()},
+        _scrubbed(call, patterns),
+        request_headers={k: scrub_text(v, patterns) for k, v in call.request_headers.items()},
+        response_headers={k: scrub_text(v, patterns) for k, v in call.response_headers.items()},
     )
 
 
-def _scrubbed(record: Record) -> Record:
+def _scrubbed(record: Record, patterns: Patterns) -> Record:
     changed: dict[str, Any] = {}
     for field in fields(record):  # type: ignore[arg-type]  # only records come here
         value = getattr(record, field.name)
         if isinstance(value, str):
-            clean = scrub_text(value)
+            clean = scrub_text(value, patterns)
             if clean != value:
                 changed[field.name] = clean
         elif field.name == "metadata":
-            changed[field.name] = tuple((name, scrub_text(text)) for name, text in value)
+            changed[field.name] = tuple((name, scrub_text(text, patterns)) for name, text in value)
     return replace(record, **changed) if changed else record  # type: ignore[type-var]  # as above
 
 

@@ -1,0 +1,89 @@
+"""Make the bytes of a session, or of all that is old, go from this machine; say what cannot.
+
+What goes: spool files, what the store knows, what waits in the outbox. What is left is said: what
+sinks took, what they wrote to files of their own, and the agent's own transcript.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracebridge.model import GatewayCall, HookEvent
+from tracebridge.spool import Spool, SpoolFile
+from tracebridge.store import Forgotten, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetReport:
+    spool_files: int
+    stored: Forgotten
+    # Damaged stores that were set aside: nobody can say what they hold.
+    unreadable: tuple[Path, ...]
+
+
+def forget_session(home: Path, session_id: str) -> ForgetReport:
+    """Forget what has this session id, of whatever agent. Raise StoreError or OSError."""
+
+    def is_meant(file: SpoolFile) -> bool:
+        match file.content:
+            case HookEvent() as event:
+                # Agents name it differently; whatever speaks of it goes.
+                return session_id.encode() in event.payload
+            case GatewayCall() as call:
+                return call.identity is not None and call.identity.session_id == session_id
+        # A file that cannot be understood may still be read by whoever finds it.
+        return session_id.encode() in file.path.read_bytes()
+
+    return _forget(home, is_meant, lambda store: store.forget_session(session_id))
+
+
+def forget_before(home: Path, time_ns: int) -> ForgetReport:
+    """Forget turns that ended, and events that came, before *time_ns*; delivered or not."""
+
+    def is_meant(file: SpoolFile) -> bool:
+        match file.content:
+            case HookEvent() as event:
+                return event.time_ns < time_ns
+            case GatewayCall() as call:
+                return call.end_ns < time_ns
+        return file.path.lstat().st_mtime_ns < time_ns
+
+    return _forget(home, is_meant, lambda store: store.forget_older(time_ns))
+
+
+def report_lines(report: ForgetReport) -> list[str]:
+    """Return what was deleted and what could not be, for people."""
+    stored = report.stored
+    lines = [
+        f"forgotten here: {len(stored.trace_ids)} turns with {stored.spans} spans"
+        f" ({stored.waiting} were waiting to be sent), {report.spool_files} spool files"
+    ]
+    if stored.sinks:
+        lines.append(
+            "not deleted: what these took before; delete there the traces below: "
+            + ", ".join(stored.sinks)
+        )
+        lines += [f"  {trace_id}" for trace_id in stored.trace_ids]
+    lines += [f"not deleted, the agent's own: {path}" for path in stored.transcripts]
+    lines += [f"not deleted, unreadable; remove it: {path}" for path in report.unreadable]
+    return lines
+
+
+def _forget(
+    home: Path, is_meant: Callable[[SpoolFile], bool], of_store: Callable[[Store], Forgotten]
+) -> ForgetReport:
+    spool = Spool(home)
+    gone = [file for file in spool.all_files() if is_meant(file)]
+    for file in gone:
+        spool.remove(file)
+    with Store(home) as store:
+        stored = of_store(store)
+        # What is deleted stays readable in the file and its log until they are written anew.
+        store.compact()
+    return ForgetReport(
+        spool_files=len(gone),
+        stored=stored,
+        unreadable=tuple(sorted(home.glob("store.damaged-*"))),
+    )
