@@ -299,6 +299,20 @@ def test_what_was_notified_before_still_is(tmp_path, user, place, home):
     assert event.read_bytes().endswith(payload.encode())
 
 
+def test_gemini_tells_our_own_gateway_of_its_responses(user, place, home):
+    """Its telemetry goes there, unless its user has settings of his own for it; all comes out."""
+    path = user / ".gemini" / "settings.json"
+    integrate(agent("gemini"), place, Options(gateway=("local",)), home)
+    telemetry = read_json(path)["telemetry"]
+    assert telemetry["otlpEndpoint"] == "http://127.0.0.1:4141"
+    assert telemetry["logPrompts"] is False
+    integrate(agent("gemini"), place, Options(), home, remove=True)
+    assert not path.exists()
+    write(user, "gemini-cli")
+    integrate(agent("gemini"), place, Options(gateway=("local",)), home)
+    assert b'{"enabled": false}' in path.read_bytes()
+
+
 def test_gemini_gets_its_base_urls_from_the_env_file(user, place, home):
     """Beside what is there; its key is never ours to write."""
     write(user, "gemini-cli")

@@ -191,7 +191,9 @@ def test_a_chat_file_without_its_header(tmp_path):
 
 def test_a_chat_file_of_an_older_version(tmp_path):
     """One JSON document tells the same, once it is whole."""
-    path = tmp_path / f"session-2026-11-21T05-31-{SESSION[:8]}.json"
+    chats = tmp_path / ".gemini" / "tmp" / "project" / "chats"
+    chats.mkdir(parents=True)
+    path = chats / f"session-2026-11-21T05-31-{SESSION[:8]}.json"
     messages = [said(1, "go"), answered(1, content="done", model="m"), {"type": "new"}, 7]
     document = {"sessionId": SESSION, "startTime": "2026-11-21T05:31:00Z", "messages": messages}
     text = json.dumps(document, indent=2)
@@ -202,6 +204,8 @@ def test_a_chat_file_of_an_older_version(tmp_path):
     kinds = {type(sighting.part) for sighting in reading.sightings}
     assert {Prompt, ModelCall, TurnEnd} <= kinds
     assert gemini_cli.read_transcript(path, reading.cursor).sightings == ()
+    (past,) = gemini_cli.past_sessions(tmp_path)
+    assert (past.session_id, past.path) == (SESSION, path)
 
 
 def test_escape_interrupts(tmp_path):

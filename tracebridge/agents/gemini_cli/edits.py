@@ -17,12 +17,21 @@ from tracebridge.agents.gemini_cli.wiring import CUSTOM_HEADERS, wire_changes
 from tracebridge.edits import Change, Include, Put, value_at
 from tracebridge.edits.env_lines import EnvLines
 from tracebridge.edits.json_text import JsonText
+from tracebridge.gateway_choice import LAYOUT, LOCAL
 from tracebridge.keys import shell_command
 
 BASE_URLS = {"gemini": "GOOGLE_GEMINI_BASE_URL", "vertex": "GOOGLE_VERTEX_BASE_URL"}
 KEY = "GEMINI_API_KEY"
 AUTH = ("security", "auth", "selectedType")
 SETTINGS = JsonText(comments=True)
+# The id of each response, which stands nowhere else, so that our gateway's calls are linked by it.
+TELEMETRY = {
+    "enabled": True,
+    "target": "local",
+    "otlpEndpoint": LOCAL,
+    "otlpProtocol": "http",
+    "logPrompts": False,
+}
 
 
 def settings_folder(wish: Wish) -> Path:
@@ -41,6 +50,8 @@ def edits(wish: Wish) -> Iterable[Edit]:
         # Logged in with Google it would not ask the gateway at all.
         if wish.key is not None and value_at(settings, AUTH) not in {"gemini-api-key", "vertex-ai"}:
             yield Put(AUTH, "gemini-api-key")
+        if wish.routes.get("gemini") == LOCAL + LAYOUT["gemini"] and "telemetry" not in settings:
+            yield Put(("telemetry",), TELEMETRY)
 
     def wire_env(variables: Mapping[str, Any]) -> Iterator[Change]:
         del variables

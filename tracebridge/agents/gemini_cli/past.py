@@ -9,12 +9,12 @@ from pathlib import Path
 from tracebridge.agents import PastSession
 from tracebridge.agents.gemini_cli.prompts import session_files
 from tracebridge.fields import text_of
-from tracebridge.lines import read_objects
+from tracebridge.lines import parse_object, read_objects
 
 
 def past_sessions(home: Path) -> Iterator[PastSession]:
     told: set[Path] = set()
-    for path in sorted((home / ".gemini" / "tmp").glob("*/chats/session-*.jsonl")):
+    for path in sorted((home / ".gemini" / "tmp").glob("*/chats/session-*.json*")):
         if path in told:
             continue
         # A session that was resumed goes on in another file.
@@ -38,5 +38,9 @@ def past_sessions(home: Path) -> Iterator[PastSession]:
 
 
 def _session_id(path: Path) -> str | None:
+    if path.suffix == ".json":
+        # As older versions wrote them: one document.
+        document = parse_object(path.read_bytes())
+        return None if isinstance(document, str) else text_of(document, "sessionId")
     lines = (line for line, _ in islice(read_objects(path, 0), 1))
     return next((text_of(line, "sessionId") for line in lines if isinstance(line, dict)), None)
