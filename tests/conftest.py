@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from support import EVIDENCE, NAMES, README, Shown, in_readme, table, write_readme
+from support import EVIDENCE, NAMES, README, Shown, in_readme, is_shown, write_readme
 
 OURS = ("TRACEBRIDGE_", "RESPAN_", "OTEL_", "ANTHROPIC_", "CLAUDE_")
 
@@ -47,8 +47,8 @@ class SupportTable:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
             if name == "shown":
-                slug, behaviour, evidence = value
-                self._shown.behaviours.setdefault(slug, set()).add(behaviour)
+                slug, behaviours, evidence = value
+                self._shown.behaviours.setdefault(slug, set()).update(behaviours)
                 self._shown.evidence.setdefault(slug, set()).update(evidence)
 
     @pytest.hookimpl(trylast=True)
@@ -60,7 +60,7 @@ class SupportTable:
             return
         if options.update_support:
             write_readme(self._shown)
-        elif in_readme() != table(self._shown):
+        elif not is_shown(in_readme(), self._shown):
             print(f"\n{README}: the support table is not what was shown; run `make support`")  # noqa: T201  # beside pytest's own words
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -79,10 +79,12 @@ def pytest_runtest_makereport(
     slug = item.path.stem.removeprefix("test_").replace("_", "-")
     if call.when == "setup":
         EVIDENCE.clear()
-    elif call.when == "call" and report.passed and slug in NAMES and hasattr(item, "callspec"):
-        behaviour = item.callspec.params.get("name")
-        if behaviour is not None and item.get_closest_marker("real_agent"):
-            report.user_properties.append(("shown", (slug, behaviour, sorted(EVIDENCE))))
+    elif call.when == "call" and report.passed and item.get_closest_marker("real_agent"):
+        named = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+        marker = item.get_closest_marker("shows")
+        behaviours = [*([named] if named else ()), *(marker.args if marker else ())]
+        if slug in NAMES and behaviours:
+            report.user_properties.append(("shown", (slug, behaviours, sorted(EVIDENCE))))
     return report
 
 

@@ -30,12 +30,12 @@ FEATURES: Mapping[str, frozenset[str]] = {
         "Ctrl-C": "sigint_stream sigint_tool",
         "SIGTERM": "sigterm_stream sigterm_tool",
         "SIGKILL": "sigkill_tool sigkill_stream",
-        "Escape in the terminal": "escape_stream interactive",
-        "waiting for approval": "permission_allowed permission_denied",
+        "Escape in the terminal": "escape_stream",
+        "waiting for approval": "permission permission_allowed permission_denied",
         "resumed sessions": "resume continue",
         "forked sessions": "fork",
         "compaction": "compact auto_compact too_long",
-        "prompts queued or taken in while it works": "queued_prompt absorbed_prompt",
+        "prompts queued or taken in while it works": "queued_prompt absorbed_prompt steering",
         "sessions at once in one folder": "two_sessions three_sessions",
     }.items()
 }
@@ -69,6 +69,20 @@ def table(shown: Shown) -> str:
         for feature, names in FEATURES.items()
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def is_shown(written: str, shown: Shown) -> bool:
+    """Say whether a table says what was shown; of evidence it may name what timing hid today."""
+    if written.splitlines()[:2] + written.splitlines()[3:] != [
+        *table(shown).splitlines()[:2],
+        *table(shown).splitlines()[3:],
+    ]:
+        return False
+    cells = written.splitlines()[2].split("|")[2:-1]
+    return all(
+        shown.evidence.get(slug, set()) <= set(cell.replace("`", "").replace(",", " ").split())
+        for slug, cell in zip(NAMES, cells, strict=True)
+    )
 
 
 def version_of(slug: str) -> str:

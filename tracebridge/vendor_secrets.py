@@ -1,95 +1,151 @@
-"""Secrets by the form that their vendors give them, from a maintained set of rules. Pure.
+"""Secrets by the form that their vendors give them, as `secret_forms.txt` lists them. Pure.
 
-The rules are those of gitleaks (MIT), made into `secret_rules.json` by `tests/secrets/refresh.py`.
-A rule is tried only where one of its keywords stands in the text, and compiled when it first is.
+A form is tried only where a piece of text that it always holds stands, and compiled when it first
+is. Every repetition in it is bounded.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeAlias
 
-import orjson
+FILE = "secret_forms.txt"
 
-# Between a vendor's name and any value: what follows may be a word like others.
-_ASSIGNED = "(?:=|>|:{1,3}="
-
-
-# How far from its keyword a secret may begin, and end.
-_BEFORE = 100
-_BEHIND = 2000
+_PART = r"\{([0-9A-Za-z+/=_.%@~-]+):(\d{1,4})(?:-(\d{1,4}))?\}|([^{}\s]+)"
+_LINE = re.compile(rf"(?P<kind>[a-z0-9-]+)\s+(?:@(?P<names>\S+)\s+)?(?P<form>(?:{_PART})+)")
+# Where a word begins: text often comes as JSON, where a new line is a backslash and an n.
+_START = r"(?:(?<![0-9A-Za-z_\\])|(?<=\\[nrt]))"
+_END = r"(?![0-9A-Za-z_])"
+_VALUE_END = r"(?![0-9A-Za-z_+/-])"
+# What stands between a name and its value: the rest of the name, quotes that may be escaped more
+# than once, and what assigns in some language. A name in one of our marks has no value.
+_LONGEST_NAME = 30
+_ASSIGNS = (
+    rf"(?![\w-]{{0,{_LONGEST_NAME}}} removed\])[\w\t .-]{{0,{_LONGEST_NAME}}}"
+    r"[\\\"'`\])]{0,8}\s{0,3}[=:>,|?]{1,3}\s{0,3}[\\\"'`(]{0,8}"
+)
+_LONGEST_ASSIGNMENT = _LONGEST_NAME + 8 + 3 + 3 + 3 + 8
+# A number of this length, alone behind a name, is no date and no count.
+_LONG = 20
 
 _Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class Letters:
+    alphabet: str
+    least: int
+    most: int
+
+
+Part: TypeAlias = str | Letters
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
     kind: str
-    source: str
-    least_entropy: float
+    names: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+    def keywords(self) -> tuple[str, ...]:
+        """Return in lower case what stands in or before each secret of this form."""
+        return self.names or (self._literal().lower(),)
+
+    def window(self) -> _Place:
+        """Return how far before a keyword and from its beginning on there may be a secret."""
+        if self.names:
+            behind = max(map(len, self.names)) + _LONGEST_ASSIGNMENT + _most(self.parts)
+            return 0, behind + 1
+        literal = self.parts.index(self._literal())
+        return _most(self.parts[:literal]), _most(self.parts[literal:]) + 1
 
     def find(self, text: str, windows: Iterable[_Place]) -> Iterator[_Place]:
-        pattern = _compiled(self.source)
+        pattern = _compiled(self)
         for start, end in windows:
             for match in pattern.finditer(text, start, end):
-                group = 1 if match.re.groups and match[1] is not None else 0
-                if self._is_random(match[group]):
-                    yield match.span(group)
+                if not self.names or _is_value(match["secret"]):
+                    yield match.span("secret")
 
-    def _is_random(self, secret: str) -> bool:
-        if _ASSIGNED in self.source and not any(letter.isdigit() for letter in secret):
-            return False
-        return self.least_entropy == 0 or _entropy(secret) >= self.least_entropy
+    def _literal(self) -> str:
+        return max((part for part in self.parts if isinstance(part, str)), key=len, default="")
 
 
 def without_vendor_secrets(text: str, lower: str) -> str:
     """Return *text*, which is *lower* in lower case, with a mark in place of each secret."""
-    by_keyword, keywords = _rules()
+    by_keyword, keywords = _forms_by_keyword()
     if len(lower) != len(text):
         # Some letters become two: then places in one are not places in the other.
         lower = "".join(each if len(each.lower()) != 1 else each.lower() for each in text)
-    windows: dict[_Rule, list[_Place]] = {}
+    windows: dict[Form, list[_Place]] = {}
     for hit in keywords.finditer(lower):
-        place = (max(0, hit.start() - _BEFORE), hit.start() + _BEHIND)
-        for rule in by_keyword[hit[1]]:
-            known = windows.setdefault(rule, [])
-            if known and known[-1][1] >= place[0]:
-                known[-1] = (known[-1][0], place[1])
+        for form, (before, behind) in by_keyword[hit[1]]:
+            start, end = max(0, hit.start() - before), hit.start() + behind
+            known = windows.setdefault(form, [])
+            if known and known[-1][1] >= start:
+                known[-1] = (known[-1][0], max(known[-1][1], end))
             else:
-                known.append(place)
-    marks = [
-        (start, end, rule.kind)
-        for rule, places in windows.items()
-        for start, end in rule.find(text, places)
+                known.append((start, end))
+    marks = sorted(
+        (start, -end, form.kind)
+        for form, places in windows.items()
+        for start, end in form.find(text, places)
+    )
+    pieces = []
+    done = 0
+    for start, minus_end, kind in marks:
+        if start >= done:
+            pieces += [text[done:start], f"[{kind} removed]"]
+        # Of two that overlap, all goes.
+        done = max(done, -minus_end)
+    return "".join([*pieces, text[done:]])
+
+
+def parse_forms(lines: str) -> list[Form]:
+    """Raise ValueError with the line that is no form."""
+    return [
+        _parsed(line, number)
+        for number, line in enumerate(lines.splitlines(), 1)
+        if line.strip() and not line.startswith("#")
     ]
-    # From the end, so that places further in front stay what they are.
-    last = len(text)
-    for start, end, kind in sorted(marks, reverse=True):
-        if end <= last:
-            text = f"{text[:start]}[{kind} removed]{text[end:]}"
-            last = start
-    return text
 
 
 @cache
-def _rules() -> tuple[Mapping[str, list[_Rule]], re.Pattern[str]]:
-    document = orjson.loads((resources.files("tracebridge") / "secret_rules.json").read_bytes())
-    by_keyword: dict[str, list[_Rule]] = {}
-    for kind, keywords, source, entropy in document["rules"]:
-        rule = _Rule(kind, source, entropy)
-        for word in keywords:
-            by_keyword.setdefault(word, []).append(rule)
+def forms() -> tuple[Form, ...]:
+    return tuple(parse_forms((resources.files("tracebridge") / FILE).read_text("utf-8")))
+
+
+def _parsed(line: str, number: int) -> Form:
+    match = _LINE.fullmatch(line.rstrip())
+    if match is None:
+        raise ValueError(f"{FILE}, line {number}: not `kind  form` or `kind  @name form`: {line}")
+    parts: list[Part] = [
+        literal or Letters(alphabet, int(least), int(most or least))
+        for alphabet, least, most, literal in re.findall(_PART, match["form"])
+    ]
+    names = tuple((match["names"] or "").lower().split("|"))
+    form = Form(match["kind"], names if match["names"] else (), tuple(parts))
+    if any(isinstance(part, Letters) and part.least > part.most for part in parts):
+        raise ValueError(f"{FILE}, line {number}: more at least than at most: {line}")
+    if min(map(len, form.keywords())) < 2:
+        raise ValueError(f"{FILE}, line {number}: nothing in it tells where to look: {line}")
+    return form
+
+
+@cache
+def _forms_by_keyword() -> tuple[Mapping[str, list[tuple[Form, _Place]]], re.Pattern[str]]:
+    by_keyword: dict[str, list[tuple[Form, _Place]]] = {}
+    for form in forms():
+        for word in form.keywords():
+            by_keyword.setdefault(word, []).append((form, form.window()))
     # A keyword that begins with another one is found by that.
-    for word, rules in list(by_keyword.items()):
+    for word, found in list(by_keyword.items()):
         for shorter, known in by_keyword.items():
             if word != shorter and word.startswith(shorter):
-                known += [rule for rule in rules if rule not in known]
+                known += [each for each in found if each not in known]
     # Looked for at each place, since one may begin within another.
     return by_keyword, re.compile(f"(?=({_tree(by_keyword)}))")
 
@@ -113,10 +169,29 @@ def _tree(words: Mapping[str, object]) -> str:
 
 
 @cache
-def _compiled(source: str) -> re.Pattern[str]:
-    return re.compile(source)
+def _compiled(form: Form) -> re.Pattern[str]:
+    secret = "".join(
+        re.escape(part)
+        if isinstance(part, str)
+        else f"[{part.alphabet}]{{{part.least},{part.most}}}"
+        for part in form.parts
+    )
+    if form.names:
+        names = "|".join(map(re.escape, form.names))
+        return re.compile(f"(?i:{names}){_ASSIGNS}(?P<secret>{secret}){_VALUE_END}")
+    first, last = form.parts[0], form.parts[-1]
+    # One that begins with a sign begins within a word.
+    start = "" if isinstance(first, str) and not first[0].isalnum() else _START
+    # Of one that is longer than the longest, what is known of it goes all the same.
+    end = _END if isinstance(last, str) or last.least == last.most else ""
+    return re.compile(f"{start}(?P<secret>{secret}){end}")
 
 
-def _entropy(text: str) -> float:
-    """Return Shannon's entropy in bits per letter."""
-    return -sum(n / len(text) * math.log2(n / len(text)) for n in Counter(text).values())
+def _most(parts: Iterable[Part]) -> int:
+    return sum(len(part) if isinstance(part, str) else part.most for part in parts)
+
+
+def _is_value(text: str) -> bool:
+    """Return whether this is no word, and no short number either."""
+    digits = sum(letter.isdigit() for letter in text)
+    return digits > 0 and (digits < len(text) or len(text) >= _LONG)

@@ -124,6 +124,7 @@ def test_behaviour(name, tmp_path, monkeypatch):
         assert len(played.spans) == before
 
 
+@pytest.mark.shows("escape_stream")
 def test_in_a_terminal(tmp_path, monkeypatch):
     """Of three prompts in one session each has its calls; the one ended by Escape says so."""
     with trial(
@@ -137,6 +138,7 @@ def test_in_a_terminal(tmp_path, monkeypatch):
         assert [turn.attributes[semconv.TURN_CALLS] for turn in played.turns] == [1, 2, 1]
 
 
+@pytest.mark.shows("subagent")
 def test_nothing_edited(tmp_path, monkeypatch):
     """`run` needs no hook: gateway, telemetry and chat file tell of subagents and tools alike."""
     with trial(
@@ -173,6 +175,7 @@ def test_vertex(tmp_path, monkeypatch):
         judge_tokens(played)
 
 
+@pytest.mark.shows("resume")
 def test_without_a_launcher(tmp_path, monkeypatch):
     """Hooks in the settings and a gateway: calls with tools are linked by their tool call ids."""
     with trial("resume", tmp_path, monkeypatch, kind=GEMINI_CLI) as played:
