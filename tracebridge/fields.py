@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def nanoseconds_of(record: dict[str, Any], name: str) -> int | None:
@@ -13,6 +16,21 @@ def nanoseconds_of(record: dict[str, Any], name: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
         return None
     return int(value * 1_000_000)
+
+
+def moment_of(stamp: Any) -> int | None:
+    """Return an ISO 8601 time with its zone, in nanoseconds since 1970; None for one before that."""
+    if not isinstance(stamp, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(stamp)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return None
+    time_ns = (moment - EPOCH) // timedelta(microseconds=1) * 1000
+    # Beyond, no counter of nanoseconds reaches.
+    return time_ns if 0 <= time_ns < 2**63 else None
 
 
 def count_of(record: dict[str, Any], name: str) -> int | None:

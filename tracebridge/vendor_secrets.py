@@ -15,11 +15,12 @@ from typing import Any, TypeAlias
 
 FILE = "secret_forms.txt"
 
-_PART = r"\{([0-9A-Za-z+/=_.%@~-]+):(\d{1,4})(?:-(\d{1,4}))?\}|([^{}\s]+)"
-_LINE = re.compile(rf"(?P<kind>[a-z0-9-]+)\s+(?:@(?P<names>\S+)\s+)?(?P<form>(?:{_PART})+)")
+_PART = r"\{([0-9A-Za-z+/=_.%@~-]+):(\d{1,4})(?:-(\d{1,4}))?\}|([^{}\s]++)"
+_LINE = re.compile(rf"(?P<kind>[a-z0-9-]+)\s+(?:@(?P<names>\S+)\s+)?(?P<form>(?!@)(?:{_PART})+)")
 # Where a word begins: text often comes as JSON, where a new line is a backslash and an n.
 _START = r"(?:(?<![0-9A-Za-z_\\])|(?<=\\[nrt]))"
 _END = r"(?![0-9A-Za-z_])"
+# Behind a name also digests, paths and texts in base64 stand.
 _VALUE_END = r"(?![0-9A-Za-z_+/-])"
 # What stands between a name and its value: the rest of the name, quotes that may be escaped more
 # than once, and what assigns in some language. A name in one of our marks has no value.
@@ -126,9 +127,12 @@ def _parsed(line: str, number: int) -> Form:
         literal or Letters(alphabet, int(least), int(most or least))
         for alphabet, least, most, literal in re.findall(_PART, match["form"])
     ]
-    names = tuple((match["names"] or "").lower().split("|"))
-    form = Form(match["kind"], names if match["names"] else (), tuple(parts))
-    if any(isinstance(part, Letters) and part.least > part.most for part in parts):
+    names = match["names"].lower().split("|") if match["names"] else []
+    form = Form(match["kind"], tuple(names), tuple(parts))
+    letters = [part for part in parts if isinstance(part, Letters)]
+    if not letters:
+        raise ValueError(f"{FILE}, line {number}: always the same text is no secret: {line}")
+    if any(part.least > part.most for part in letters):
         raise ValueError(f"{FILE}, line {number}: more at least than at most: {line}")
     if min(map(len, form.keywords())) < 2:
         raise ValueError(f"{FILE}, line {number}: nothing in it tells where to look: {line}")

@@ -6,7 +6,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tracebridge.agents.claude_code.payload import (
     tool_error_type,
     usage_of,
 )
-from tracebridge.fields import count_of, dict_of, dicts_in, nanoseconds_of, text_of
+from tracebridge.fields import count_of, dict_of, dicts_in, moment_of, nanoseconds_of, text_of
 from tracebridge.lines import parse_object, read_objects
 from tracebridge.model import (
     Compaction,
@@ -61,7 +60,6 @@ SILENT_LINES = frozenset(
         "tools-used",
     }
 )
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def transcripts(path: Path) -> Iterable[Path]:
@@ -134,7 +132,7 @@ class _TranscriptReader:
         kind = text_of(line, "type")
         if kind in SILENT_LINES:
             return
-        time_ns = _time_ns(line.get("timestamp"))
+        time_ns = moment_of(line.get("timestamp"))
         if isinstance(session_id := line.get("sessionId"), str):
             self._session_id = session_id
         if kind == "api-request":
@@ -488,15 +486,3 @@ def _session_of_path(path: Path) -> str:
 
 def _agent_of_path(path: Path) -> str | None:
     return path.stem.removeprefix("agent-") if path.parent.name == "subagents" else None
-
-
-def _time_ns(stamp: Any) -> int | None:
-    if not isinstance(stamp, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(stamp)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        return None
-    return (moment - EPOCH) // timedelta(microseconds=1) * 1000

@@ -23,7 +23,16 @@ from tracebridge.agents.codex_cli.payload import (
     prompt,
     tool_name,
 )
-from tracebridge.fields import as_json, count_of, dict_of, dicts_in, text_of, texts_in
+from tracebridge.fields import (
+    EPOCH,
+    as_json,
+    count_of,
+    dict_of,
+    dicts_in,
+    moment_of,
+    text_of,
+    texts_in,
+)
 from tracebridge.lines import parse_object, read_objects
 from tracebridge.model import (
     Compaction,
@@ -66,7 +75,7 @@ SILENT_EVENTS = frozenset(
 TOOL_CALLS = frozenset({"custom_tool_call", "function_call", "local_shell_call"})
 TOOL_OUTPUTS = frozenset({"custom_tool_call_output", "function_call_output"})
 SILENT_ITEMS = frozenset({"Plan", "HookPrompt", "ExitedReviewMode"})
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 MILLISECOND_NS = 1_000_000
 # The instructions stand in the first line.
 LONGEST_FIRST_LINE = 4 * 1024 * 1024
@@ -218,7 +227,7 @@ class _RolloutReader:
     def read(self, line: dict[str, Any]) -> None:
         kind = text_of(line, "type")
         payload = dict_of(line.get("payload"))
-        time_ns = _time_ns(line.get("timestamp"))
+        time_ns = moment_of(line.get("timestamp"))
         if kind in SILENT_LINES:
             return
         if time_ns is None:
@@ -714,15 +723,3 @@ def _duration(item: dict[str, Any]) -> int | None:
 def _milliseconds(record: dict[str, Any], name: str) -> int | None:
     value = count_of(record, name)
     return value * MILLISECOND_NS if value is not None and value < 10**13 else None
-
-
-def _time_ns(stamp: Any) -> int | None:
-    if not isinstance(stamp, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(stamp)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        return None
-    return (moment - EPOCH) // timedelta(microseconds=1) * 1000

@@ -15,7 +15,6 @@ from tracebridge.agents.gemini_cli.payload import (
     file_edits,
     input_digest,
     prompt,
-    time_of,
 )
 from tracebridge.agents.gemini_cli.prompts import (
     remember_session,
@@ -25,7 +24,7 @@ from tracebridge.agents.gemini_cli.prompts import (
     text_of_prompt,
     turn_at,
 )
-from tracebridge.fields import as_json, count_of, dict_of, dicts_in, text_of
+from tracebridge.fields import as_json, count_of, dict_of, dicts_in, moment_of, text_of
 from tracebridge.lines import parse_object, read_objects
 from tracebridge.model import (
     ModelCall,
@@ -144,7 +143,7 @@ class _ChatReader:
             return
         elif isinstance(session_id := line.get("sessionId"), str):
             if line.get("kind") == "subagent":
-                self._read_subagent(session_id, time_of(line.get("startTime")))
+                self._read_subagent(session_id, moment_of(line.get("startTime")))
                 return
             self._session_id = session_id
             # Resumed within the minute, the session goes on in the same file, from its beginning.
@@ -170,7 +169,7 @@ class _ChatReader:
         messages = dicts_in(patch.get("messages"))
         if not messages:
             return
-        time_ns = time_of(patch.get("lastUpdated"))
+        time_ns = moment_of(patch.get("lastUpdated"))
         kept = {message.get("id") for message in messages}
         if self._prompt_id is not None and self._prompt_id not in kept and time_ns is not None:
             failed = TurnEnd(
@@ -184,7 +183,7 @@ class _ChatReader:
 
     def _read_message(self, message: dict[str, Any]) -> None:
         kind, message_id = text_of(message, "type"), text_of(message, "id")
-        time_ns = time_of(message.get("timestamp"))
+        time_ns = moment_of(message.get("timestamp"))
         if kind in SILENT_LINES:
             if message.get("content") == CANCELLED and time_ns is not None:
                 self._read_cancel(time_ns)
@@ -222,7 +221,7 @@ class _ChatReader:
                 Thinking(
                     key=f"{key}:{index}",
                     call_key=key,
-                    end_ns=time_of(thought.get("timestamp")) or time_ns,
+                    end_ns=moment_of(thought.get("timestamp")) or time_ns,
                     text="\n".join(word for word in words if word),
                 ),
                 time_ns,
@@ -267,7 +266,7 @@ class _ChatReader:
             input_digest=digest,
         )
         self._see(begun, asked_ns)
-        end_ns = time_of(tool.get("timestamp"))
+        end_ns = moment_of(tool.get("timestamp"))
         status = tool.get("status")
         if end_ns is None or status not in {"success", "error", "cancelled"}:
             return

@@ -14,11 +14,10 @@ from tracebridge.agents.gemini_cli.payload import (
     file_edits,
     input_digest,
     prompt,
-    time_of,
 )
 from tracebridge.agents.gemini_cli.prompts import remember_session, turn_at
 from tracebridge.agents.gemini_cli.telemetry import read_telemetry
-from tracebridge.fields import as_json, dict_of, text_of
+from tracebridge.fields import as_json, dict_of, moment_of, text_of
 from tracebridge.lines import parse_object
 from tracebridge.model import (
     UNNAMED,
@@ -73,7 +72,7 @@ def parse_hook(event: HookEvent) -> Reading:
     if not parts:
         return Reading(sightings=(session,), notes=notes)
     # The hook itself starts some milliseconds later.
-    said_ns = time_of(payload.get("timestamp")) or event.time_ns
+    said_ns = moment_of(payload.get("timestamp")) or event.time_ns
     path = Path(chat) if chat else None
     if path is not None:
         remember_session(path, session_id)

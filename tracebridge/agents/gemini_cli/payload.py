@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -15,19 +14,6 @@ from tracebridge.model import FileEdit, Prompt
 
 SLUG = "gemini-cli"
 EDITING_TOOLS = frozenset({"write_file", "replace"})
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def time_of(stamp: Any) -> int | None:
-    if not isinstance(stamp, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(stamp)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        return None
-    return (moment - EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def prompt(text: str, time_ns: int) -> Prompt:

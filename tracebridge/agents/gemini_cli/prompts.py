@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tracebridge.agents.gemini_cli.payload import time_of
-from tracebridge.fields import dict_of, dicts_in, text_of
+from tracebridge.fields import dict_of, dicts_in, moment_of, text_of
 from tracebridge.lines import read_objects
 from tracebridge.model import UNNAMED
 
@@ -136,6 +135,6 @@ def _read(path: Path) -> _Seen:
 def _take(seen: _Seen, line: dict[str, Any]) -> None:
     seen.session_id = text_of(line, "sessionId") or seen.session_id
     for message in (line, *dicts_in(dict_of(line.get("$set")).get("messages"))):
-        message_id, time_ns = text_of(message, "id"), time_of(message.get("timestamp"))
+        message_id, time_ns = text_of(message, "id"), moment_of(message.get("timestamp"))
         if message_id and time_ns is not None and text_of_prompt(message) is not None:
             seen.prompts.setdefault(message_id, time_ns)

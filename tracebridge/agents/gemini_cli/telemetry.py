@@ -15,9 +15,9 @@ from typing import Any
 
 from tracebridge.agents import Reading, Telemetry
 from tracebridge.agents.gemini_cli.chat import find_transcript
-from tracebridge.agents.gemini_cli.payload import SLUG, time_of
+from tracebridge.agents.gemini_cli.payload import SLUG
 from tracebridge.agents.gemini_cli.prompts import turn_at
-from tracebridge.fields import count_of, dicts_in, nanoseconds_of, text_of
+from tracebridge.fields import count_of, dicts_in, moment_of, nanoseconds_of, text_of
 from tracebridge.model import ModelCall, Sighting, Source, Usage
 
 API_RESPONSE, API_ERROR = "gemini_cli.api_response", "gemini_cli.api_error"
@@ -89,7 +89,7 @@ def _calls(records: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Mode
 
 
 def _call(record: dict[str, Any]) -> ModelCall | None:
-    name, end_ns = record.get("name"), time_of(record.get("event.timestamp"))
+    name, end_ns = record.get("name"), moment_of(record.get("event.timestamp"))
     if end_ns is None or name not in {API_RESPONSE, API_ERROR}:
         return None
     duration_ns = nanoseconds_of(record, "duration_ms")
