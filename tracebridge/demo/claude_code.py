@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,9 +54,7 @@ def script(project: Path) -> dict[str, Sequence[Reply]]:
             ),
             Reply(
                 (
-                    ToolUse(
-                        "Bash", {"command": f"{sys.executable} {file}", "description": "run it"}
-                    ),
+                    ToolUse("Bash", {"command": "python3 greet.py", "description": "run it"}),
                     ToolUse("Bash", {"command": "exit 3", "description": "a failing command"}),
                 )
             ),
