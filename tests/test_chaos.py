@@ -25,7 +25,7 @@ from tracebridge.ids import trace_id
 from tracebridge.model import GatewayCall, Sighting, Span
 from tracebridge.settings import read_settings
 from tracebridge.spool import Spool
-from tracebridge.watch import Watcher
+from tracebridge.watcher import Watcher
 
 TIMES = int(os.environ.get("TRACEBRIDGE_FUZZ", "1"))
 MINUTE = 60 * SECOND

@@ -13,7 +13,7 @@ from recorded_turns import recorded_turns
 
 from tracebridge.encode import encode_span
 from tracebridge.settings import read_settings
-from tracebridge.watch import Watcher
+from tracebridge.watcher import Watcher
 
 HOOKS = Path(__file__).resolve().parents[1] / "hooks"
 COUNT_EVENTS = """

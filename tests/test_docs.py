@@ -41,7 +41,7 @@ from tracebridge.store import Store
 from tracebridge.testing.receiver import Receiver
 from tracebridge.testing.scripted_model import ScriptedModel
 from tracebridge.turns import TurnAssembler
-from tracebridge.watch import is_watched
+from tracebridge.watch_lock import is_watched
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [

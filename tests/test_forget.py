@@ -17,7 +17,8 @@ from tracebridge.ids import trace_id
 from tracebridge.settings import read_settings
 from tracebridge.store import Store
 from tracebridge.testing.receiver import Answer, Receiver
-from tracebridge.watch import Watcher, watch_once
+from tracebridge.watch import watch_once
+from tracebridge.watcher import Watcher
 
 ZEBRA, HERON = "zebra-in-the-fridge", "heron-on-the-roof"
 

@@ -14,7 +14,7 @@ from tracebridge.model import Tags
 from tracebridge.settings import read_settings
 from tracebridge.spool import Spool
 from tracebridge.tag_files import project_of, read_tags
-from tracebridge.watch import Watcher
+from tracebridge.watcher import Watcher
 
 CLAUDE = agent("claude-code")
 

@@ -20,7 +20,9 @@ from tracebridge.model import CallIdentity, GatewayCall, Usage
 from tracebridge.settings import read_settings
 from tracebridge.store import Store
 from tracebridge.testing.receiver import Answer, Receiver
-from tracebridge.watch import Watcher, is_watched, watch_once
+from tracebridge.watch import watch_once
+from tracebridge.watch_lock import is_watched
+from tracebridge.watcher import Watcher
 
 TRACE = trace_id("claude-code", SESSION, TURN)
 

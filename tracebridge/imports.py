@@ -13,7 +13,7 @@ from tracebridge.sending import Sent, deliver_now
 from tracebridge.settings import Settings
 from tracebridge.store import Store
 from tracebridge.turns import TurnAssembler
-from tracebridge.watch import Watcher
+from tracebridge.watcher import Watcher
 
 
 @dataclass(frozen=True, slots=True)

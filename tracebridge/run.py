@@ -19,7 +19,7 @@ from tracebridge.integrate import gateway_upstreams, hook_commands
 from tracebridge.settings import Settings
 from tracebridge.spool import Spool
 from tracebridge.store import Store, StoreError, TurnRow
-from tracebridge.watch import is_watched
+from tracebridge.watch_lock import is_watched
 
 # How long a helper process may take to come up, and a finished turn to be put together.
 START_S = 20.0

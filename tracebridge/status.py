@@ -9,7 +9,7 @@ from tracebridge.settings import Settings
 from tracebridge.sinks import ReadySink, SinkSettingsError, configured_sinks
 from tracebridge.spool import Spool
 from tracebridge.store import Store
-from tracebridge.watch import is_watched
+from tracebridge.watch_lock import is_watched
 
 
 def status(settings: Settings) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tracebridge.sinks import SinkSettingsError, configured_sinks
 from tracebridge.spool import Spool
 from tracebridge.store import Store, TurnRow
 from tracebridge.tree import printable
-from tracebridge.watch import is_watched
+from tracebridge.watch_lock import is_watched
 
 # How long a turn that is over may take to be put together, and its spans to be acknowledged.
 SETTLE_S = 20.0

@@ -37,7 +37,7 @@ from tracebridge.sinks import OutboxSpan, Receipt
 from tracebridge.spool import Spool
 from tracebridge.store import FILE
 from tracebridge.testing.receiver import Answer, ReceivedRequest, Receiver
-from tracebridge.watch import Watcher
+from tracebridge.watcher import Watcher
 
 KILLED = -signal.SIGKILL
 DAY_NS = 86_400 * 10**9

@@ -31,6 +31,7 @@ import tracebridge_hook_main
 import tracebridge.delivery
 import tracebridge.sinks.otlp_http
 import tracebridge.watch
+import tracebridge.watcher
 from tracebridge.codec import decode
 from tracebridge.delivery import deliver
 from tracebridge.model import GatewayCall
@@ -38,7 +39,7 @@ from tracebridge.settings import read_settings
 from tracebridge.spool import Spool
 from tracebridge.store import StoreError
 
-tracebridge.watch.agents()
+tracebridge.watcher.agents()
 
 CONNECT = sqlite3.connect
 WRITE = os.write
@@ -110,8 +111,8 @@ def shift_clock(seconds: float) -> None:
     time.time_ns = shifted
     time.time = lambda: shifted() / 1e9
     # Default arguments were bound when the modules were loaded.
-    tracebridge.watch.Watcher.__init__.__defaults__ = (shifted,)
-    tracebridge.watch.Store.__init__.__defaults__ = (shifted,)
+    tracebridge.watcher.Watcher.__init__.__defaults__ = (shifted,)
+    tracebridge.watcher.Store.__init__.__defaults__ = (shifted,)
     deliver.__kwdefaults__["clock"] = shifted
 
 

@@ -14,7 +14,7 @@ from tracebridge.sinks import SinkSettingsError, configured_sinks
 from tracebridge.spans import Content
 from tracebridge.spool import Spool
 from tracebridge.tags import parse_tags
-from tracebridge.watch import is_watched
+from tracebridge.watch_lock import is_watched
 
 # A watcher takes in what is new within milliseconds; what is older than this waits for nobody.
 PATIENCE_S = 30.0

@@ -30,6 +30,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tracebridge.agents import telemetry
 from tracebridge.fields import dict_of, dicts_in, text_of
 from tracebridge.gateways.decompress import decompress
+from tracebridge.gateways.forwarding import Forwarder, why_strange
 from tracebridge.gateways.framing import (
     BadRequestError,
     BodyReader,
@@ -38,7 +39,6 @@ from tracebridge.gateways.framing import (
     find_head_end,
     parse_request_head,
 )
-from tracebridge.gateways.relay import Relay, why_strange
 from tracebridge.model import HookEvent
 
 BODY_LIMIT = 16 * 1024 * 1024
@@ -141,15 +141,15 @@ class OtlpReceiver:
     def __init__(self, take: Callable[[HookEvent], None]) -> None:
         self._take = take
 
-    def __call__(self, relay: Relay, head: RequestHead) -> asyncio.Protocol | None:
-        return _Exporter(relay, self._take) if _path(head) in _MESSAGES else None
+    def __call__(self, forwarder: Forwarder, head: RequestHead) -> asyncio.Protocol | None:
+        return _Exporter(forwarder, self._take) if _path(head) in _MESSAGES else None
 
 
 class _Exporter(asyncio.Protocol):
     """A connection on which export requests come, one after the other."""
 
-    def __init__(self, relay: Relay, take: Callable[[HookEvent], None]) -> None:
-        self._relay = relay
+    def __init__(self, forwarder: Forwarder, take: Callable[[HookEvent], None]) -> None:
+        self._forwarder = forwarder
         self._take = take
         self._transport: asyncio.Transport
         self._held = bytearray()
@@ -162,13 +162,13 @@ class _Exporter(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._relay.connections.add(self)
+        self._forwarder.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self._relay.connections.discard(self)
-        if not self._relay.connections:
-            self._relay.on_idle()
+        self._forwarder.connections.discard(self)
+        if not self._forwarder.connections:
+            self._forwarder.on_idle()
 
     def data_received(self, data: bytes) -> None:
         if self._ending or self._transport.is_closing():
@@ -246,7 +246,7 @@ class _Exporter(asyncio.Protocol):
             self._answer(200, b"" if _content_type(head) == PROTOBUF else b"{}", head)
         finally:
             self._storing = None
-        if self._relay.draining:
+        if self._forwarder.draining:
             self._transport.close()
         elif not self._ending:
             self._transport.resume_reading()
@@ -259,7 +259,7 @@ class _Exporter(asyncio.Protocol):
             self._take(event)
 
     def _complain(self, status: int, message: str, head: RequestHead | None) -> None:
-        self._relay.complaints.add(f"export refused ({status})", message)
+        self._forwarder.complaints.add(f"export refused ({status})", message)
         code = _GRPC_UNAVAILABLE if status == 503 else _GRPC_INVALID_ARGUMENT
         text = f"tracebridge gateway: {message}"[:500]
         if head is not None and _content_type(head) == PROTOBUF:

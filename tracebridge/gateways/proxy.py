@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tracebridge.gateways.forwarding import ClientConnection, Forwarder
 from tracebridge.gateways.otlp import OtlpReceiver
 from tracebridge.gateways.recorder import Complaints, Recorder
-from tracebridge.gateways.relay import ClientConnection, Relay
 from tracebridge.gateways.upstream import parse_upstreams
 from tracebridge.model import GatewayCall, HookEvent
 from tracebridge.scrub import scrub_call
@@ -29,7 +29,7 @@ from tracebridge.tags import tags_in
 # Many connections can come at once when agents start together.
 _LISTEN_BACKLOG = 1024
 _LAST_RECORDS_SECONDS = 5
-# The recording thread must not keep the relay waiting for Python's default of 5 ms at a time.
+# The recording thread must not keep the forwarder waiting for Python's default of 5 ms at a time.
 _THREAD_SWITCH_SECONDS = 0.0005
 _LISTEN = re.compile(r"(?:\[(?P<ip6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 
@@ -97,7 +97,7 @@ async def serve(
     complaints = Complaints()
     tls = ssl.create_default_context()
     tls.set_alpn_protocols(["http/1.1"])
-    relay = Relay(
+    forwarder = Forwarder(
         upstreams=parse_upstreams(options.upstream),
         recorder=Recorder(record, complaints),
         complaints=complaints,
@@ -105,12 +105,12 @@ async def serve(
         tls=tls,
     )
     if take is not None:
-        relay.take_over = OtlpReceiver(take)
+        forwarder.take_over = OtlpReceiver(take)
     host, port = parse_listen(options.listen)
     try:
         try:
             server = await loop.create_server(
-                lambda: ClientConnection(relay), host, port, backlog=_LISTEN_BACKLOG
+                lambda: ClientConnection(forwarder), host, port, backlog=_LISTEN_BACKLOG
             )
         except OSError as error:
             reason = error.strerror or str(error)
@@ -124,9 +124,9 @@ async def serve(
             await loop.create_future()
         finally:
             server.close()
-            await _drain(relay, options.drain_seconds)
+            await _drain(forwarder, options.drain_seconds)
     finally:
-        done = await loop.run_in_executor(None, relay.recorder.close, _LAST_RECORDS_SECONDS)
+        done = await loop.run_in_executor(None, forwarder.recorder.close, _LAST_RECORDS_SECONDS)
         if not done:
             complaints.add("calls not recorded", "recording did not end in time; is the disk full?")
 
@@ -184,20 +184,20 @@ async def _serve_until_signal(options: GatewayOptions, spool: Spool) -> None:
             raise
 
 
-async def _drain(relay: Relay, seconds: float) -> None:
+async def _drain(forwarder: Forwarder, seconds: float) -> None:
     idle = asyncio.get_running_loop().create_future()
-    relay.draining = True
-    relay.on_idle = lambda: None if idle.done() else idle.set_result(None)
-    for connection in tuple(relay.connections):
+    forwarder.draining = True
+    forwarder.on_idle = lambda: None if idle.done() else idle.set_result(None)
+    for connection in tuple(forwarder.connections):
         connection.drain()
     try:
-        if relay.connections:
+        if forwarder.connections:
             async with asyncio.timeout(seconds):
                 await idle
     except TimeoutError:
         pass
     finally:
-        for connection in tuple(relay.connections):
+        for connection in tuple(forwarder.connections):
             connection.abort()
 
 

@@ -1,6 +1,6 @@
-"""The copy: what passed through the relay in, one `GatewayCall` per attempt out.
+"""The copy: what passed through the forwarder in, one `GatewayCall` per attempt out.
 
-The relay's thread only notes bytes and times; everything is parsed and recorded in a thread of its
+The forwarder's thread only notes bytes and times; everything is parsed and recorded in a thread of its
 own. A slow or broken disk makes that thread wait or fail, and nothing else: what then piles up is
 thrown away at a limit, bodies first.
 """
@@ -110,7 +110,7 @@ def identify(
 
 
 class Recording:
-    """One attempt, as the relay notes it."""
+    """One attempt, as the forwarder notes it."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class Recorder:
         except queue.Empty:
             work = self._work.get()
             # An agent often sends its next request as soon as it has an answer; to parse just then
-            # would hold up the relay, which needs the interpreter too.
+            # would hold up the forwarder, which needs the interpreter too.
             self._closing.wait(_SETTLE_SECONDS)
             return work
 

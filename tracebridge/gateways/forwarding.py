@@ -68,13 +68,13 @@ class Connection(Protocol):
 class TakeOver(Protocol):
     """What we expect of who serves requests that are for nobody behind us."""
 
-    def __call__(self, relay: Relay, head: RequestHead) -> asyncio.Protocol | None:
+    def __call__(self, forwarder: Forwarder, head: RequestHead) -> asyncio.Protocol | None:
         """Return who serves the rest of a connection that says *head* now, or None."""
         ...
 
 
 @dataclass(slots=True, kw_only=True)
-class Relay:
+class Forwarder:
     """What all connections share."""
 
     upstreams: Upstreams
@@ -82,7 +82,7 @@ class Relay:
     complaints: Complaints
     send_traceparent: bool
     tls: ssl.SSLContext
-    take_over: TakeOver = lambda _relay, _head: None
+    take_over: TakeOver = lambda _forwarder, _head: None
     connections: set[Connection] = field(default_factory=set)
     draining: bool = False
     on_idle: Callable[[], None] = lambda: None
@@ -91,8 +91,8 @@ class Relay:
 class ClientConnection(asyncio.Protocol):
     """A client's connection, and the one who decides for its upstream's."""
 
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._upstream: _UpstreamConnection | None = None
@@ -119,7 +119,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._relay.connections.add(self)
+        self._forwarder.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self._ending:
@@ -156,7 +156,7 @@ class ClientConnection(asyncio.Protocol):
             self._upstream.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._relay.connections.discard(self)
+        self._forwarder.connections.discard(self)
         self._ending = True
         if self._linger is not None:
             self._linger.cancel()
@@ -165,8 +165,8 @@ class ClientConnection(asyncio.Protocol):
         self._drop_upstream(reset=exc is not None)
         if self._recording is not None:
             self._recording.finish("client_abort")
-        if not self._relay.connections:
-            self._relay.on_idle()
+        if not self._forwarder.connections:
+            self._forwarder.on_idle()
 
     # Requests.
 
@@ -213,7 +213,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(error.status, str(error))
             return False
         self._head_scanned = 0
-        other = self._relay.take_over(self._relay, head)
+        other = self._forwarder.take_over(self._forwarder, head)
         if other is not None:
             self._hand_over(other)
             return False
@@ -230,7 +230,7 @@ class ClientConnection(asyncio.Protocol):
         self._held.clear()
         self._ending = True
         self._drop_upstream(reset=False)
-        self._relay.connections.discard(self)
+        self._forwarder.connections.discard(self)
         self._transport.set_protocol(other)
         other.connection_made(self._transport)
         other.data_received(held)
@@ -254,16 +254,18 @@ class ClientConnection(asyncio.Protocol):
             # goes on over HTTP, at once and in silence.
             self._refuse(426, "model calls go over plain HTTP here")
             return None
-        route = self._relay.upstreams.route(head.target)
+        route = self._forwarder.upstreams.route(head.target)
         if route is None:
-            self._refuse(404, self._relay.upstreams.missing(head.target), without_body=without_body)
+            self._refuse(
+                404, self._forwarder.upstreams.missing(head.target), without_body=without_body
+            )
         return route
 
     def _is_agents_websocket(self, head: RequestHead) -> bool:
         return (
             head.fields.get("upgrade", "").lower() == "websocket"
             and find_dialect("POST", head.target.partition("?")[0]) is not None
-            and identify(head.fields, {}, self._relay.complaints) is not None
+            and identify(head.fields, {}, self._forwarder.complaints) is not None
         )
 
     def _start_exchange(self, head: RequestHead, route: Route, rest: bytes) -> None:
@@ -278,7 +280,7 @@ class ClientConnection(asyncio.Protocol):
         recording = None
         if head.method == "POST":
             recording = Recording(
-                self._relay.recorder,
+                self._forwarder.recorder,
                 method=head.method,
                 path=head.target.partition("?")[0],
                 headers=head.fields,
@@ -301,9 +303,9 @@ class ClientConnection(asyncio.Protocol):
         self._held += rest[used:]
 
     def _added_fields(self, head: RequestHead) -> list[str]:
-        if not self._relay.send_traceparent or "traceparent" in head.fields:
+        if not self._forwarder.send_traceparent or "traceparent" in head.fields:
             return []
-        identity = identify(head.fields, {}, self._relay.complaints)
+        identity = identify(head.fields, {}, self._forwarder.complaints)
         if identity is None or identity.session_id is None or identity.turn_key is None:
             return []
         trace_id = ids.trace_id(identity.agent, identity.session_id, identity.turn_key)
@@ -349,7 +351,7 @@ class ClientConnection(asyncio.Protocol):
                     lambda: _UpstreamConnection(self),
                     origin.host,
                     origin.port,
-                    ssl=self._relay.tls if is_tls else None,
+                    ssl=self._forwarder.tls if is_tls else None,
                     **_race_of_addresses(self._loop),
                 )
         except ssl.SSLError as error:
@@ -448,7 +450,7 @@ class ClientConnection(asyncio.Protocol):
                 self._recording.partial = True
             self._recording.finish()
         self._body = self._response = self._recording = None
-        if self._relay.draining:
+        if self._forwarder.draining:
             self._close()
 
     def _drop_upstream(self, *, reset: bool) -> None:
