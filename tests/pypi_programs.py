@@ -38,9 +38,9 @@ def _home() -> Path:
     return Path(pwd.getpwuid(os.getuid()).pw_dir)
 
 
-def installed(program: Program) -> Path:
+def installed(program: Program, python: str = sys.executable) -> Path:
     """Return the program's command, fetched only if the cache has no complete copy."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    version = _version(python)
     folder = cache_folder() / f"{program.package}-{program.version}-python{version}"
     command = folder / program.command.format(python=f"python{version}")
     complete = folder / "complete"
@@ -52,10 +52,19 @@ def installed(program: Program) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (complete.is_file() and command.is_file()):
             shutil.rmtree(folder, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+            subprocess.run([python, "-m", "venv", str(folder)], check=True)
             _fetch(program, folder / "bin" / "python")
             complete.touch()
     return command
+
+
+def _version(python: str) -> str:
+    if python == sys.executable:
+        return f"{sys.version_info.major}.{sys.version_info.minor}"
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return subprocess.run(
+        [python, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def _fetch(program: Program, python: Path) -> None:

@@ -69,6 +69,7 @@ def test_stream():
             reasoning_tokens=7,
         ),
         tool_call_ids=("toolu_1",),
+        blocks=1,
         first_token_ns=2,
         ended=True,
     )
@@ -136,6 +137,7 @@ def test_document():
         stop_reason="end_turn",
         usage=Usage(input_tokens=5, output_tokens=6),
         tool_call_ids=("toolu_2",),
+        blocks=2,
         ended=True,
     )
 

@@ -169,7 +169,7 @@ def test_counting_tokens_uses_none():
             ":streamGenerateContent",
             gemini.STREAM,
         ),
-        ("POST", f"{MODEL}:embedContent", None),
+        ("POST", f"{MODEL}:embedContent", gemini.EMBEDDINGS),
         ("POST", "/v1/projects/p/publishers/anthropic/models/claude:rawPredict", None),
         ("POST", "/v1/models/m", None),
         ("GET", f"{MODEL}:generateContent", None),

@@ -1,4 +1,4 @@
-"""Every byte passes unchanged, but for path prefix, Host and traceparent."""
+"""Every byte passes unchanged, but for path prefix, Host and what `outward` adds."""
 
 import gzip
 import random
@@ -264,6 +264,7 @@ def test_early_answer(gateway, upstream):
 
 SESSION = b"X-Claude-Code-Session-Id: 2e23f0a0-0000-4000-8000-000000000001\r\n"
 TURN = b"x-claude-code-prompt-id: 5d00821f-0000-4000-8000-000000000002\r\n"
+BAGGAGE = b"baggage: session.id=2e23f0a0-0000-4000-8000-000000000001\r\n"
 
 
 @pytest.mark.parametrize(
@@ -272,17 +273,17 @@ TURN = b"x-claude-code-prompt-id: 5d00821f-0000-4000-8000-000000000002\r\n"
         (
             SESSION + TURN,
             {},
-            b"traceparent: 00-d7c487cd7106e0dd92e7bece2e8dd15f-d4f74fd32f47b44c-01\r\n",
+            b"traceparent: 00-d7c487cd7106e0dd92e7bece2e8dd15f-d4f74fd32f47b44c-01\r\n" + BAGGAGE,
         ),
-        (SESSION, {}, b""),
+        (SESSION, {}, BAGGAGE),
         (TURN, {}, b""),
         (SESSION + TURN, {"send_traceparent": False}, b""),
-        (SESSION + TURN + b"TraceParent: mine\r\n", {}, b""),
+        (SESSION + TURN + b"TraceParent: mine\r\n", {}, BAGGAGE),
     ],
 )
 def test_traceparent(start_gateway, upstream, fields, options, expected):
     """A request that names its turn gets the turn's traceparent, unless it has one."""
     client = start_gateway(upstream.url, **options).connect()
-    request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s" % (upstream.port, fields)
+    request = b"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s" % (upstream.port, fields)
     client.send(request, b"\r\n")
     assert upstream.accept().read_head() == request + expected + b"\r\n"

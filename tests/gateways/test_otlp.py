@@ -4,18 +4,21 @@ import asyncio
 import contextlib
 import gzip
 import json
+import queue
 import socket
 import threading
 
 import pytest
+from exports import documents, message
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tracebridge.gateways.otlp import BODY_LIMIT, log_records, parse_export, reduce
 from tracebridge.gateways.proxy import GatewayOptions, serve
-from tracebridge.model import HookEvent
+from tracebridge.model import HookEvent, SpanExport
 
 NOW = 1_795_000_000_000_000_000
 RESPONSE = {
@@ -87,6 +90,8 @@ class Served:
 
     def __init__(self, home) -> None:
         self.events: list[HookEvent] = []
+        self.exports: list[SpanExport] = []
+        self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.failing = False
         self._home = home
         self._ready = threading.Event()
@@ -101,10 +106,16 @@ class Served:
         self._loop.call_soon_threadsafe(self._serving.cancel)
         self._thread.join(20)
 
-    def take(self, event: HookEvent) -> None:
+    def take(self, told: HookEvent | SpanExport | str) -> None:
         if self.failing:
             raise OSError(28, "No space left on device")
-        self.events.append(event)
+        match told:
+            case HookEvent():
+                self.events.append(told)
+            case SpanExport():
+                self.exports.append(told)
+            case str():
+                self.notes.put(told)
 
     def connect(self) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), 20)
@@ -195,12 +206,81 @@ def test_other_services_and_events_are_let_go():
     assert "session.id" not in kept(reduce(log_records(long), NOW))[0]
 
 
-def test_spans_and_metrics_are_accepted(served):
-    """An exporter that sends spans and metrics too is not told of a failure."""
+@pytest.mark.parametrize("encoding", ["json", "protobuf"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_spans_of_other_gateways_are_kept(served, encoding, compressed):
+    """What a gateway exports is kept as it is, whatever the encoding, before it is acknowledged."""
+    (document, *_) = documents("litellm-claude-v2")[-1:]
+    request = message(document)
+    is_json = encoding == "json"
+    body = json.dumps(document).encode() if is_json else request.SerializeToString()
+    status, answer = served.post(
+        "/v1/traces",
+        gzip.compress(body) if compressed else body,
+        content_type="application/json" if is_json else "application/x-protobuf",
+        content_encoding="gzip" if compressed else "",
+    )
+    assert (status, answer) == (200, b"{}" if is_json else b"")
+    (export_,) = served.exports
+    assert ExportTraceServiceRequest.FromString(export_.request) == request
+
+
+def test_spans_of_agents_and_of_ours_are_let_go(served):
+    """What an agent traces of itself is not kept; nor what we sent, or it would come round again."""
+    document = documents("litellm-claude-v2")[-1]
+    for group in document["resourceSpans"]:
+        group["resource"] = {"attributes": _attributes({"service.name": "gemini-cli"})}
+    assert served.post("/v1/traces", json.dumps(document).encode())[0] == 200
+    ours = documents("litellm-claude-v2")[-1]
+    for group in ours["resourceSpans"]:
+        for scope in group["scopeSpans"]:
+            scope["scope"] = {"name": "tracebridge"}
+    assert served.post("/v1/traces", json.dumps(ours).encode())[0] == 200
+    assert served.exports == []
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b'{"resourceSpans": 1}', {}, 400),
+        (b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "xyz"}]}]}]}', {}, 400),
+        (b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"kind": [1]}]}]}]}', {}, 400),
+        (b"[" * 100_000, {}, 400),
+        (b"\x0a\xff", {"content_type": "application/x-protobuf"}, 400),
+        (gzip.compress(bytes(80_000_000)), {"content_encoding": "gzip"}, 400),
+        (gzip.compress(bytes(20_000_000)), {"content_encoding": "gzip"}, 413),
+        (gzip.compress(bytes(1000))[:-20], {"content_encoding": "gzip"}, 400),
+        (b"{}", {"content_type": "application/grpc"}, 415),
+    ],
+    ids=["shape", "hex", "kind", "deep", "protobuf", "bomb", "large", "cut", "grpc"],
+)
+def test_spans_that_are_none_are_refused(served, body, headers, status):
+    """Malformed exports are refused with a reason, counted for `status`, and harm nobody."""
+    found, answer = served.post("/v1/traces", body, **headers)
+    assert found == status
+    assert answer
+    note = f"export refused ({status}); the gateway says why on stderr"
+    assert served.notes.get(timeout=20) == note
+    assert served.exports == []
+    assert served.post("/v1/traces", b"{}")[0] == 200
+
+
+def test_spans_are_not_acknowledged_before_they_are_kept(served):
+    """Where the spool does not take spans, the exporter is told to come again."""
+    body = json.dumps(documents("litellm-claude-v2")[-1]).encode()
+    served.failing = True
+    assert served.post("/v1/traces", body)[0] == 503
+    served.failing = False
+    assert served.post("/v1/traces", body)[0] == 200
+    assert len(served.exports) == 1
+
+
+def test_exports_without_spans_and_metrics_are_accepted(served):
+    """An exporter that sends metrics too is not told of a failure."""
     for path in ("/v1/traces", "/v1/metrics"):
         assert served.post(path, b"{}")[0] == 200
         assert served.post(path, b"", content_type="application/x-protobuf")[0] == 200
-    assert served.events == []
+    assert (served.events, served.exports) == ([], [])
 
 
 def test_exports_on_one_connection(served):

@@ -10,19 +10,23 @@ is how a response is matched to its request.
 from __future__ import annotations
 
 import asyncio
+import hmac
+import ipaddress
 import json
 import re
 import socket
 import ssl
 import struct
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
-from tracebridge import ids
 from tracebridge.dialects import find_dialect
+from tracebridge.gateways.access import Access, Caller, NotAdmittedError
+from tracebridge.gateways.aliases import HeldRequest
 from tracebridge.gateways.framing import (
     BadRequestError,
     BodyReader,
@@ -32,10 +36,12 @@ from tracebridge.gateways.framing import (
     find_head_end,
     parse_request_head,
 )
+from tracebridge.gateways.limits import LimitedBody, Limits, Standstill
+from tracebridge.gateways.outward import Outward
 from tracebridge.gateways.recorder import Complaints, Recorder, Recording, identify
+from tracebridge.gateways.spending import Spending
 from tracebridge.gateways.upstream import Origin, Route, Upstreams
 
-_CONNECT_SECONDS = 30
 # How long a client may go on sending what nobody will read, so that it gets to our answer.
 _LINGER_SECONDS = 2
 # What may wait here before reading stops: for a connection, or for the answer before.
@@ -43,18 +49,29 @@ _HELD_LIMIT = 256 * 1024
 
 # Any other Host on a connection to loopback is an attack by way of DNS.
 _LOOPBACK_HOST = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
+_PORT = re.compile(r":[0-9]{1,5}$")
+# Below no vendor's API. Whoever sends us requests may know that we live, and no more.
+HEALTH = "/tracebridge/health"
 _REASONS = {
     400: ("Bad Request", "invalid_request_error", "INVALID_ARGUMENT"),
+    401: ("Unauthorized", "authentication_error", "UNAUTHENTICATED"),
     403: ("Forbidden", "permission_error", "PERMISSION_DENIED"),
     404: ("Not Found", "not_found_error", "NOT_FOUND"),
+    408: ("Request Timeout", "timeout_error", "DEADLINE_EXCEEDED"),
+    413: ("Content Too Large", "request_too_large", "INVALID_ARGUMENT"),
     426: ("Upgrade Required", "invalid_request_error", "FAILED_PRECONDITION"),
+    429: ("Too Many Requests", "rate_limit_error", "RESOURCE_EXHAUSTED"),
     431: ("Request Header Fields Too Large", "invalid_request_error", "INVALID_ARGUMENT"),
     502: ("Bad Gateway", "api_error", "UNAVAILABLE"),
 }
 
 
 class Connection(Protocol):
-    """What we expect of a client's connection once we are told to stop."""
+    """What we expect of a client's connection: that it ends when it is time."""
+
+    def give_up(self, now: float) -> None:
+        """End it if its client has kept us waiting for too long; asked every few seconds."""
+        ...
 
     def drain(self) -> None:
         """End it as soon as no request is under way."""
@@ -73,6 +90,14 @@ class TakeOver(Protocol):
         ...
 
 
+class OwnPage(Protocol):
+    """What we expect of who answers requests that are about the gateway itself."""
+
+    def __call__(self, forwarder: Forwarder, path: str) -> tuple[str, bytes] | None:
+        """Return content type and body of the page at *path*, None if there is none."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Forwarder:
     """What all connections share."""
@@ -80,12 +105,40 @@ class Forwarder:
     upstreams: Upstreams
     recorder: Recorder
     complaints: Complaints
-    send_traceparent: bool
+    outward: Outward
     tls: ssl.SSLContext
     take_over: TakeOver = lambda _forwarder, _head: None
+    own_page: OwnPage = lambda _forwarder, _path: None
+    access: Access = field(default_factory=Access)
+    # Names under which clients may reach us; None: on loopback alone.
+    names: frozenset[str] | None = None
+    spending: Spending | None = None
+    limits: Limits = field(default_factory=Limits)
+    # Requests that we refused, by status.
+    refused: Counter[int] = field(default_factory=Counter)
+    # What the engine that we started proves by that it is ours.
+    engine_key: str | None = field(default=None, repr=False)
     connections: set[Connection] = field(default_factory=set)
     draining: bool = False
     on_idle: Callable[[], None] = lambda: None
+
+    def why_refused(self, head: RequestHead) -> tuple[int, str] | None:
+        """Say with which status and words to refuse what a program says of itself, if at all."""
+        stranger = why_strange(head, self.names)
+        if stranger is not None:
+            return 403, stranger
+        # On this machine exporters know of no key; our own engine has one for itself.
+        if self.names is not None and not self._is_our_engine(head):
+            try:
+                self.access.caller(head)
+            except NotAdmittedError as error:
+                return 401, str(error)
+        return None
+
+    def _is_our_engine(self, head: RequestHead) -> bool:
+        told = head.fields.get("authorization", "").encode("latin-1")
+        expected = f"Bearer {self.engine_key}".encode()
+        return self.engine_key is not None and hmac.compare_digest(told, expected)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -105,8 +158,13 @@ class ClientConnection(asyncio.Protocol):
         self._held = bytearray()
         self._head_scanned = 0
         self._body: BodyReader | None = None
+        # The request under way, while it is not known yet which model it names.
+        self._unnamed: HeldRequest | None = None
         self._response: ResponseReader | None = None
         self._recording: Recording | None = None
+        self._caller: Caller | None = None
+        self._requests = 0
+        self._standstill = Standstill()
         self._is_tunnel = False
         self._client_is_done_sending = False
         # Nothing more is passed on; what still comes in is thrown away.
@@ -137,7 +195,7 @@ class ClientConnection(asyncio.Protocol):
         if self._ending or self._body is None or not self._body.done:
             return False
         # TLS cannot end one direction alone.
-        if self._origin is None or self._origin.scheme == "https":
+        if self._origin is None or self._origin.scheme == "https" or not self._can_half_close:
             return False
         # No client that was closed can be told from one that only ended its sending; the upstream
         # is told the same, as it would be without us.
@@ -245,9 +303,19 @@ class ClientConnection(asyncio.Protocol):
                 without_body=without_body,
             )
             return None
-        stranger = why_strange(head)
+        stranger = why_strange(head, self._forwarder.names)
         if stranger is not None:
             self._refuse(403, stranger, without_body=without_body)
+            return None
+        path = head.target.partition("?")[0]
+        try:
+            self._caller = None if path == HEALTH else self._forwarder.access.caller(head)
+        except NotAdmittedError as error:
+            self._refuse(401, str(error), without_body=without_body)
+            return None
+        page = self._forwarder.own_page(self._forwarder, path)
+        if page is not None:
+            self._write_answer(200, *page, without_body=without_body)
             return None
         if self._is_agents_websocket(head):
             # In a tunnel no call could be told from the next. To 426 the one agent that asks for it
@@ -259,7 +327,27 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(
                 404, self._forwarder.upstreams.missing(head.target), without_body=without_body
             )
-        return route
+            return None
+        return None if self._is_over_budget(head, route) else route
+
+    def _is_over_budget(self, head: RequestHead, route: Route) -> bool:
+        """Say whether the caller may spend no more today, and answer the request if so."""
+        caller, spending = self._caller, self._forwarder.spending
+        if caller is None or spending is None or caller.key.usd_per_day is None:
+            return False
+        if spending.usd_today(caller.key.name) < caller.key.usd_per_day:
+            return False
+        message = (
+            f"tracebridge gateway: {caller.key.name} may spend {caller.key.usd_per_day:g} USD a day"
+            " and has; the next day begins at 0:00 UTC"
+        )
+        recording = self._start_recording(head, route)
+        self._refused_by_us(recording, 429, "spend_limit", message)
+        # The vendors' own clients would else try again and again until tomorrow.
+        fields = (f"retry-after: {spending.seconds_left_today()}", "x-should-retry: false")
+        call_id = recording.call_id if recording else None
+        self._answer(429, message, call_id=call_id, fields=fields)
+        return True
 
     def _is_agents_websocket(self, head: RequestHead) -> bool:
         return (
@@ -270,23 +358,18 @@ class ClientConnection(asyncio.Protocol):
 
     def _start_exchange(self, head: RequestHead, route: Route, rest: bytes) -> None:
         body = body_reader(head)
+        limit = self._forwarder.limits.request_bytes
         try:
+            if limit is not None:
+                body = LimitedBody(body, limit, head.content_length)
             # Before anything is sent: a request found bad here leaves no trace upstream.
             used, content = body.feed(rest)
         except BadRequestError as error:
             self._refuse(error.status, str(error), without_body=head.method == "HEAD")
             return
         self._body = body
-        recording = None
-        if head.method == "POST":
-            recording = Recording(
-                self._forwarder.recorder,
-                method=head.method,
-                path=head.target.partition("?")[0],
-                headers=head.fields,
-                origin=route.origin,
-            )
-        self._recording = recording
+        self._requests += 1
+        recording = self._recording = self._start_recording(head, route)
         self._response = ResponseReader(
             head.method,
             recording.take_response_head if recording else lambda _status, _fields: None,
@@ -295,21 +378,59 @@ class ClientConnection(asyncio.Protocol):
         if self._origin != route.origin:
             self._drop_upstream(reset=False)
             self._origin = route.origin
-        added = self._added_fields(head)
-        self._send(head.encode(route.target, route.origin.host_header, added) + rest[:used])
+        target = route.target
+        client = None
+        if self._caller is not None:
+            client = self._caller.key.name
+            head, target, secret = self._forwarder.access.swapped(head, route, self._caller)
+            if recording is not None and secret is not None:
+                recording.secrets += (secret,)
+        if route.names_calls and recording is not None:
+            target = f"/{recording.call_id}{target}"
+        out = self._forwarder.outward.prepare(head, target, route, client)
         if recording is not None:
-            for piece in content:
-                recording.take_request_body(piece)
+            recording.secrets += out.secrets
+            recording.renamed = out.renamed
+        self._unnamed = out.held(route.origin.host_header)
+        if self._unnamed is None:
+            self._send(out.encode(out.head, route.origin.host_header) + rest[:used])
+        else:
+            self._send_once_named(self._unnamed, rest[:used], content)
+        self._record_body(content)
         self._held += rest[used:]
 
-    def _added_fields(self, head: RequestHead) -> list[str]:
-        if not self._forwarder.send_traceparent or "traceparent" in head.fields:
-            return []
-        identity = identify(head.fields, {}, self._forwarder.complaints)
-        if identity is None or identity.session_id is None or identity.turn_key is None:
-            return []
-        trace_id = ids.trace_id(identity.agent, identity.session_id, identity.turn_key)
-        return [f"traceparent: {ids.traceparent(trace_id)}"]
+    def _start_recording(self, head: RequestHead, route: Route) -> Recording | None:
+        if head.method != "POST":
+            return None
+        recording = Recording(
+            self._forwarder.recorder,
+            method=head.method,
+            path=head.target.partition("?")[0],
+            headers=head.fields,
+            origin=route.origin,
+        )
+        if self._caller is not None:
+            recording.client_name = self._caller.key.name
+            recording.secrets = (self._caller.secret,)
+        return recording
+
+    def _send_once_named(self, request: HeldRequest, raw: bytes, content: list[bytes]) -> None:
+        """Pass a request on from the moment when it is known which model it names."""
+        assert self._body is not None
+        ready = request.feed(raw, content, is_whole=self._body.done)
+        if ready is None:
+            return
+        self._unnamed = None
+        if request.gave_up:
+            self._forwarder.complaints.add("no alias looked for (long body)", "it passes as it is")
+        if self._recording is not None and request.renamed is not None:
+            self._recording.renamed = request.renamed
+        self._send(ready)
+
+    def _record_body(self, content: list[bytes]) -> None:
+        if self._recording is not None:
+            for piece in content:
+                self._recording.take_request_body(piece)
 
     def _take_body(self, data: bytes) -> bytes:
         """Pass on what belongs to the body and return the rest."""
@@ -317,16 +438,18 @@ class ClientConnection(asyncio.Protocol):
         try:
             used, content = self._body.feed(data)
         except BadRequestError as error:
-            self._break_off(str(error))
+            self._break_off(error)
             return b""
-        self._send(data if used == len(data) else data[:used])
-        if self._recording is not None:
-            for piece in content:
-                self._recording.take_request_body(piece)
+        data, rest = (data, b"") if used == len(data) else (data[:used], data[used:])
+        if self._unnamed is None:
+            self._send(data)
+        else:
+            self._send_once_named(self._unnamed, data, content)
+        self._record_body(content)
         if self._body.done and self._response is not None and self._response.done:
             # The answer came before the request was whole.
             self._end_exchange()
-        return data[used:]
+        return rest
 
     def _send(self, data: bytes) -> None:
         if self._upstream is not None:
@@ -345,8 +468,9 @@ class ClientConnection(asyncio.Protocol):
         origin = self._origin
         assert origin is not None
         is_tls = origin.scheme == "https"
+        seconds = self._forwarder.limits.connect_seconds
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._loop.create_connection(
                     lambda: _UpstreamConnection(self),
                     origin.host,
@@ -358,7 +482,7 @@ class ClientConnection(asyncio.Protocol):
             reason = getattr(error, "verify_message", "") or error.reason or str(error)
             self._cannot_connect(origin, "tls_error", f"TLS certificate or protocol: {reason}")
         except TimeoutError:
-            self._cannot_connect(origin, "connect_failed", f"no answer in {_CONNECT_SECONDS} s")
+            self._cannot_connect(origin, "connect_failed", f"no answer in {seconds:g} s")
         # Whatever it is, the client must not wait for an answer that cannot come.
         except Exception as error:  # noqa: BLE001
             reason = getattr(error, "strerror", None) or str(error)
@@ -384,13 +508,18 @@ class ClientConnection(asyncio.Protocol):
         recording = self._recording
         message = f"tracebridge gateway: cannot connect to {origin.host_header}: {reason}"
         call_id = recording.call_id if recording else None
-        if recording is not None:
-            recording.status = 502
-            recording.answered_by_us = True
-            recording.response_headers = {"request-id": f"tb_{call_id}"}
-            recording.finish(error_type, message)
+        self._refused_by_us(recording, 502, error_type, message)
         without_body = self._response is not None and self._response.is_head_only
         self._answer(502, message, call_id=call_id, without_body=without_body)
+
+    def _refused_by_us(
+        self, recording: Recording | None, status: int, error_type: str, message: str
+    ) -> None:
+        if recording is not None:
+            recording.status = status
+            recording.answered_by_us = True
+            recording.response_headers = {"request-id": f"tb_{recording.call_id}"}
+            recording.finish(error_type, message)
 
     def response_received(self, data: bytes) -> None:
         self._transport.write(data)
@@ -410,6 +539,10 @@ class ClientConnection(asyncio.Protocol):
 
     def upstream_lost(self, exc: Exception | None) -> None:
         self._upstream = None
+        if self._unnamed is not None:
+            # Nothing of the request has gone yet: it takes a new connection.
+            self._resume_client("upstream")
+            return
         response, recording = self._response, self._recording
         is_whole = response is None or response.done or self._is_tunnel
         if exc is None and response is not None and response.ends_with_connection:
@@ -477,8 +610,28 @@ class ClientConnection(asyncio.Protocol):
             self._recording.finish("gateway_stopped")
         _reset(self._transport)
 
-    def _break_off(self, message: str) -> None:
+    def give_up(self, now: float) -> None:
+        """End the connection if its client has kept us waiting for too long."""
+        limits = self._forwarder.limits
+        is_in_head = self._body is None and bool(self._held)
+        # While we do not read, or a model is at work, it is not the client's turn.
+        is_ours_to_wait = self._is_tunnel or self._ending or bool(self._paused_for)
+        if is_ours_to_wait or (self._body is not None and self._body.done):
+            self._standstill.seconds(None, now)
+            return
+        sent = self._recording.request_bytes if self._recording is not None else 0
+        seconds = self._standstill.seconds((self._requests, is_in_head, sent), now)
+        if is_in_head and seconds >= limits.header_seconds:
+            self._refuse(408, "the request's head did not come to an end in time")
+        elif seconds >= limits.idle_seconds:
+            if self._body is None:
+                self._close()
+            else:
+                self._break_off(BadRequestError("the request's body stopped coming", 408))
+
+    def _break_off(self, error: BadRequestError) -> None:
         """End an exchange whose request turns out to be bad when part of it is already gone."""
+        message = str(error)
         self._drop_upstream(reset=True)
         if self._recording is not None:
             self._recording.finish("bad_request", message)
@@ -486,28 +639,52 @@ class ClientConnection(asyncio.Protocol):
             _reset(self._transport)
             self._ending = True
         else:
-            self._refuse(400, message)
+            self._refuse(error.status, message)
 
     def _refuse(self, status: int, message: str, *, without_body: bool = False) -> None:
         self._answer(status, f"tracebridge gateway: {message}", without_body=without_body)
 
     def _answer(
-        self, status: int, message: str, *, call_id: str | None = None, without_body: bool = False
+        self,
+        status: int,
+        message: str,
+        *,
+        call_id: str | None = None,
+        fields: tuple[str, ...] = (),
+        without_body: bool = False,
     ) -> None:
         """Answer in the upstream's stead, in a shape that every vendor's clients understand."""
-        reason, error_type, google_status = _REASONS[status]
+        self._forwarder.refused[status] += 1
+        _, error_type, google_status = _REASONS[status]
         error = {"type": error_type, "message": message, "code": status, "status": google_status}
         document: dict[str, object] = {"type": "error", "error": error}
-        request_id = ""
         if call_id is not None:
             document["request_id"] = f"tb_{call_id}"
-            request_id = f"request-id: tb_{call_id}\r\n"
+            fields = (f"request-id: tb_{call_id}", *fields)
         body = json.dumps(document).encode()
-        head = (
-            f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n{request_id}Connection: close\r\n\r\n"
+        self._write_answer(
+            status, "application/json", body, fields=fields, without_body=without_body
         )
-        self._transport.write(head.encode("latin-1") + (b"" if without_body else body))
+
+    def _write_answer(
+        self,
+        status: int,
+        content_type: str,
+        body: bytes,
+        *,
+        fields: tuple[str, ...] = (),
+        without_body: bool,
+    ) -> None:
+        reason = _REASONS[status][0] if status in _REASONS else "OK"
+        lines = (
+            f"HTTP/1.1 {status} {reason}",
+            f"content-type: {content_type}",
+            f"content-length: {len(body)}",
+            *fields,
+            "Connection: close\r\n\r\n",
+        )
+        head = "\r\n".join(lines).encode("latin-1")
+        self._transport.write(head + (b"" if without_body else body))
         self._end_lingering()
 
     def _end_lingering(self) -> None:
@@ -525,8 +702,13 @@ class ClientConnection(asyncio.Protocol):
             return
         for reason in tuple(self._paused_for):
             self._resume_client(reason)
-        self._transport.write_eof()
+        if self._can_half_close:
+            self._transport.write_eof()
         self._linger = self._loop.call_later(_LINGER_SECONDS, self._transport.close)
+
+    @property
+    def _can_half_close(self) -> bool:
+        return self._transport.can_write_eof()
 
     # Backpressure.
 
@@ -616,19 +798,40 @@ def _race_of_addresses(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
     return {"happy_eyeballs_delay": 0.25} if isinstance(loop, asyncio.BaseEventLoop) else {}
 
 
-def why_strange(head: RequestHead) -> str | None:
-    """Say why a request cannot come from a program on this machine, if it cannot."""
-    if not _LOOPBACK_HOST.fullmatch(head.fields["host"]):
+def why_strange(head: RequestHead, names: frozenset[str] | None = None) -> str | None:
+    """Say why a request cannot come from a program that means us, if it cannot.
+
+    *names*: those under which other machines reach us; None where none may.
+    """
+    host = head.fields["host"]
+    if names is None and not _has_our_name(host, names):
         return "the Host is not this machine's own; use http://127.0.0.1:PORT as base URL"
+    # What is no name cannot be led elsewhere by way of DNS.
+    if not (_has_our_name(host, names) or _is_address(host)):
+        return "the Host is not one of this gateway's names; start it with --server-name NAME"
     origin = head.fields.get("origin")
-    if origin is not None and not _is_loopback_origin(origin):
+    if origin is not None and not _is_our_origin(origin, names):
         return "web pages may not use the gateway"
     return None
 
 
-def _is_loopback_origin(origin: str) -> bool:
+def _is_our_origin(origin: str, names: frozenset[str] | None) -> bool:
     try:
         netloc = urlsplit(origin).netloc
     except ValueError:
         return False
-    return _LOOPBACK_HOST.fullmatch(netloc) is not None
+    return _has_our_name(netloc, names)
+
+
+def _has_our_name(host: str, names: frozenset[str] | None) -> bool:
+    if _LOOPBACK_HOST.fullmatch(host):
+        return True
+    return names is not None and _PORT.sub("", host).lower() in names
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(_PORT.sub("", host).strip("[]"))
+    except ValueError:
+        return False
+    return True

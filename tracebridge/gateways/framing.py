@@ -44,8 +44,8 @@ class RequestHead:
     # None: chunked.
     content_length: int | None
 
-    def encode(self, target: str, host: str, added: Sequence[str]) -> bytes:
-        """Return the head with another target and Host value, *added* at its end, all else kept."""
+    def encode(self, target: str, host: str) -> bytes:
+        """Return the head with another target and Host value, all else kept."""
         lines = [f"{self.method} {target} ".encode("latin-1") + self.version]
         for line in self.lines:
             name, _, value = line.partition(b":")
@@ -54,7 +54,6 @@ class RequestHead:
                 lines.append(name + b":" + space + host.encode("ascii"))
             else:
                 lines.append(line)
-        lines.extend(line.encode("latin-1") for line in added)
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
@@ -126,7 +125,8 @@ def _content_length(lengths: set[str], codings: list[str], version: bytes) -> in
 class BodyReader(Protocol):
     """What we expect of a reader of one request body."""
 
-    done: bool
+    @property
+    def done(self) -> bool: ...
 
     def feed(self, data: bytes) -> tuple[int, list[bytes]]:
         """Return how many bytes of *data* belong to the body, and the content in them.

@@ -1,9 +1,9 @@
-"""OTLP over HTTP, received: what an agent exports about itself, reduced at once.
+"""OTLP over HTTP, received: what other gateways export, and what an agent says about itself.
 
-An export request comes in, as protobuf or JSON; of each log record that an agent's module wants,
-the attributes that it names go out, as one `HookEvent` per agent. Nothing else is kept, and
-nothing is acknowledged before it is in the spool. Spans and metrics are taken in and let go: an
-exporter that was refused would tell its user so.
+An export request comes in, as protobuf or JSON. Spans of other gateways go out as they are, as one
+`SpanExport`; of each log record that an agent's module wants, the attributes that it names, as one
+`HookEvent` per agent. Nothing is acknowledged before it is in the spool. All else is taken in and
+let go: an exporter that was refused would tell its user so.
 
 Served on the gateway's own port: a connection whose first request is an export is an exporter's.
 """
@@ -11,14 +11,16 @@ Served on the gateway's own port: a connection whose first request is an export 
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import orjson
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -29,8 +31,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tracebridge.agents import telemetry
 from tracebridge.fields import dict_of, dicts_in, text_of
+from tracebridge.fragments import split
 from tracebridge.gateways.decompress import decompress
-from tracebridge.gateways.forwarding import Forwarder, why_strange
+from tracebridge.gateways.forwarding import Forwarder
 from tracebridge.gateways.framing import (
     BadRequestError,
     BodyReader,
@@ -39,7 +42,8 @@ from tracebridge.gateways.framing import (
     find_head_end,
     parse_request_head,
 )
-from tracebridge.model import HookEvent
+from tracebridge.gateways.limits import Standstill
+from tracebridge.model import HookEvent, SpanExport
 
 BODY_LIMIT = 16 * 1024 * 1024
 # Ids, counts and names are short; what is longer is none of them.
@@ -49,14 +53,20 @@ TOO_LARGE = f"an export may have {BODY_LIMIT} bytes; export smaller batches"
 _LINGER_SECONDS = 2
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
+_TRACES = "/v1/traces"
+# Bytes that JSON has in hex, where protobuf's own mapping would have base64.
+_IDS = ("traceId", "spanId", "parentSpanId")
+# Notes for `status` of what was refused, by one process; whoever sends rubbish may send much of it.
+_MOST_NOTES = 1000
 _MESSAGES: Mapping[str, type[Message]] = {
     "/v1/logs": ExportLogsServiceRequest,
-    "/v1/traces": ExportTraceServiceRequest,
+    _TRACES: ExportTraceServiceRequest,
     "/v1/metrics": ExportMetricsServiceRequest,
 }
 _REASONS = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
@@ -65,6 +75,13 @@ _REASONS = {
     503: "Service Unavailable",
 }
 _GRPC_INVALID_ARGUMENT, _GRPC_UNAVAILABLE = 3, 14
+
+
+Take: TypeAlias = Callable[[HookEvent | SpanExport | str], None]
+
+
+class _TooLargeError(Exception):
+    """What was compressed is larger than any export may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +105,22 @@ def parse_export(path: str, content_type: str, body: bytes) -> dict[str, Any]:
     except DecodeError as error:
         raise ValueError(str(error)) from error
     return MessageToDict(message)
+
+
+def parse_spans(content_type: str, body: bytes) -> ExportTraceServiceRequest:
+    """Return an export request of spans. Raise ValueError where it is none."""
+    try:
+        if content_type != JSON:
+            return ExportTraceServiceRequest.FromString(body)
+        document = parse_export(_TRACES, content_type, body)
+        for group in dicts_in(document.get("resourceSpans")):
+            for scope in dicts_in(group.get("scopeSpans")):
+                for span in dicts_in(scope.get("spans")):
+                    for bearer in (span, *dicts_in(span.get("links"))):
+                        _ids_from_hex(bearer)
+        return ParseDict(document, ExportTraceServiceRequest(), ignore_unknown_fields=True)
+    except (DecodeError, ParseError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def log_records(export: Mapping[str, Any]) -> Iterator[LogRecord]:
@@ -136,9 +169,13 @@ def reduce(records: Iterator[LogRecord], now_ns: int) -> list[HookEvent]:
 
 
 class OtlpReceiver:
-    """Take over the connections of exporters; *take* gets each event and may block or raise."""
+    """Take over the connections of exporters.
 
-    def __init__(self, take: Callable[[HookEvent], None]) -> None:
+    *take* gets each event, each export of spans and each note of what was refused; it may block or
+    raise.
+    """
+
+    def __init__(self, take: Take) -> None:
         self._take = take
 
     def __call__(self, forwarder: Forwarder, head: RequestHead) -> asyncio.Protocol | None:
@@ -148,7 +185,7 @@ class OtlpReceiver:
 class _Exporter(asyncio.Protocol):
     """A connection on which export requests come, one after the other."""
 
-    def __init__(self, forwarder: Forwarder, take: Callable[[HookEvent], None]) -> None:
+    def __init__(self, forwarder: Forwarder, take: Take) -> None:
         self._forwarder = forwarder
         self._take = take
         self._transport: asyncio.Transport
@@ -157,6 +194,8 @@ class _Exporter(asyncio.Protocol):
         self._reader: BodyReader | None = None
         self._body = bytearray()
         self._storing: asyncio.Task[None] | None = None
+        self._heard_bytes = 0
+        self._standstill = Standstill()
         # Refused: what still comes is thrown away, so that the client gets to our answer.
         self._ending = False
 
@@ -174,6 +213,7 @@ class _Exporter(asyncio.Protocol):
         if self._ending or self._transport.is_closing():
             return
         self._held += data
+        self._heard_bytes += len(data)
         if self._storing is not None:
             # Who does not wait for an answer is not read any further.
             self._transport.pause_reading()
@@ -182,6 +222,11 @@ class _Exporter(asyncio.Protocol):
             self._advance()
         except BadRequestError as error:
             self._complain(error.status, str(error), self._head)
+
+    def give_up(self, now: float) -> None:
+        limit = self._forwarder.limits.idle_seconds
+        if self._standstill.seconds(self._heard_bytes, now) >= limit and self._storing is None:
+            self._transport.close()
 
     def drain(self) -> None:
         if self._storing is None:
@@ -220,9 +265,9 @@ class _Exporter(asyncio.Protocol):
         self._storing = asyncio.get_running_loop().create_task(self._store(head, body))
 
     def _admit(self, head: RequestHead) -> None:
-        stranger = why_strange(head)
-        if stranger is not None:
-            self._complain(403, stranger, head)
+        refused = self._forwarder.why_refused(head)
+        if refused is not None:
+            self._complain(*refused, head)
         elif _path(head) not in _MESSAGES:
             self._complain(404, f"not an OTLP path; there are {', '.join(_MESSAGES)}", head)
         elif head.method != "POST":
@@ -239,6 +284,8 @@ class _Exporter(asyncio.Protocol):
         except OSError as error:
             # The exporter keeps it and comes again.
             self._complain(503, f"the export cannot be kept: {error.strerror}", head)
+        except _TooLargeError:
+            self._complain(413, TOO_LARGE, head)
         # Whatever an exporter's bytes do, it must get an answer.
         except Exception as error:  # noqa: BLE001
             self._complain(400, f"the export cannot be read: {error}", head)
@@ -254,12 +301,31 @@ class _Exporter(asyncio.Protocol):
 
     def _take_in(self, head: RequestHead, body: bytes) -> None:
         data = decompress(body, head.fields.get("content-encoding", ""))
+        if len(data) > BODY_LIMIT:
+            # A message takes far more memory than its bytes, and agents wait for this process.
+            raise _TooLargeError
+        if _path(head) == _TRACES:
+            spans = parse_spans(_content_type(head), data)
+            fragments, _ = split(spans)
+            if fragments:
+                self._take(SpanExport(time_ns=time.time_ns(), request=spans.SerializeToString()))
+            return
         export = parse_export(_path(head), _content_type(head), data)
         for event in reduce(log_records(export), time.time_ns()):
             self._take(event)
 
+    def _note(self, text: str) -> None:
+        # It is told on stderr anyway.
+        with suppress(OSError):
+            self._take(text)
+
     def _complain(self, status: int, message: str, head: RequestHead | None) -> None:
-        self._forwarder.complaints.add(f"export refused ({status})", message)
+        kind = f"export refused ({status})"
+        self._forwarder.complaints.add(kind, message)
+        if status != 503 and self._forwarder.complaints.counts[kind] <= _MOST_NOTES:
+            asyncio.get_running_loop().run_in_executor(
+                None, self._note, f"{kind}; the gateway says why on stderr"
+            )
         code = _GRPC_UNAVAILABLE if status == 503 else _GRPC_INVALID_ARGUMENT
         text = f"tracebridge gateway: {message}"[:500]
         if head is not None and _content_type(head) == PROTOBUF:
@@ -269,7 +335,8 @@ class _Exporter(asyncio.Protocol):
         self._answer(status, body, head)
         if status != 503 and not self._transport.is_closing():
             self._ending = True
-            self._transport.write_eof()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
             asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.close)
 
     def _answer(self, status: int, body: bytes, head: RequestHead | None) -> None:
@@ -281,6 +348,13 @@ class _Exporter(asyncio.Protocol):
         )
         if not self._transport.is_closing():
             self._transport.write(lines.encode() + body)
+
+
+def _ids_from_hex(bearer: dict[str, Any]) -> None:
+    for name in _IDS:
+        told = text_of(bearer, name)
+        if told is not None:
+            bearer[name] = base64.b64encode(bytes.fromhex(told)).decode()
 
 
 def _path(head: RequestHead) -> str:

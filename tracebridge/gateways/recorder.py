@@ -27,9 +27,10 @@ from tracebridge.dialects import (
     model_in_path,
     parse_error_message,
 )
+from tracebridge.gateways.aliases import Renamed
 from tracebridge.gateways.decompress import CannotDecompressError, Decompressor, decompress
 from tracebridge.gateways.upstream import Origin
-from tracebridge.model import CallIdentity, GatewayCall
+from tracebridge.model import UPSTREAM_HEADERS, CallIdentity, GatewayCall
 
 COPY_LIMIT = 8 * 1024 * 1024
 # Copies waiting for the recording thread, of all connections together.
@@ -69,6 +70,7 @@ _RESPONSE_HEADERS = frozenset(
         "server",
         "content-type",
         "content-encoding",
+        *UPSTREAM_HEADERS,
     }
 )
 _RESPONSE_HEADER_PREFIXES = ("anthropic-ratelimit-", "x-respan-")
@@ -141,6 +143,11 @@ class Recording:
         self.partial = False
         # The status is that of our own answer; nothing came from the upstream.
         self.answered_by_us = False
+        # Whose key it came with; and what must stand in no message, beside what its headers hold.
+        self.client_name: str | None = None
+        self.secrets: tuple[str, ...] = ()
+        # The model that the request names, and the one that was put in its place.
+        self.renamed: Renamed | None = None
         self.parsing: _Parsing | None = None
         self._pieces: list[tuple[int, bytes]] = []
         self._pieces_bytes = 0
@@ -234,6 +241,10 @@ class Recorder:
             if is_last:
                 recording.request_body = bytearray()
         self._work.put((recording, pieces, cost, is_last))
+
+    @property
+    def backlog_calls(self) -> int:
+        return self._backlog_calls
 
     def close(self, timeout_seconds: float) -> bool:
         """Record what is pending; return whether all of it was done in time."""
@@ -344,6 +355,7 @@ class _Parsing:
             stop_reason=response.stop_reason,
             usage=response.usage,
             tool_call_ids=response.tool_call_ids,
+            blocks=response.blocks,
             tool_result_ids=request.tool_result_ids,
             attempt=attempts.count(identity, request.digest),
             request_bytes=recording.request_bytes,
@@ -351,7 +363,14 @@ class _Parsing:
             request_headers=_allowed(recording.headers, _REQUEST_HEADERS, _REQUEST_HEADER_PREFIXES),
             response_headers=_allowed(headers, _RESPONSE_HEADERS, _RESPONSE_HEADER_PREFIXES),
             partial=recording.partial or not self._understood or not response.understood,
+            client_name=recording.client_name,
         )
+        if recording.renamed is not None:
+            call = replace(
+                call,
+                requested_model=recording.renamed.model,
+                model_alias=recording.renamed.alias,
+            )
         if self._dialect is None:
             return call
         dialect, name = self._dialect
@@ -408,12 +427,12 @@ class _Parsing:
         )
 
     def _masked(self, message: str) -> str:
-        for name in _SECRET_HEADERS:
-            value = self._recording.headers.get(name, "")
-            # "Bearer sk-1" is a secret as a whole, and so is "sk-1".
-            for secret in (value, value.rpartition(" ")[2]):
-                if len(secret) >= 4:
-                    message = message.replace(secret, "[redacted]")
+        values = [self._recording.headers.get(name, "") for name in _SECRET_HEADERS]
+        # "Bearer sk-1" is a secret as a whole, and so is "sk-1".
+        words = [value.rpartition(" ")[2] for value in values]
+        for secret in (*values, *words, *self._recording.secrets):
+            if len(secret) >= 4:
+                message = message.replace(secret, "[redacted]")
         return message
 
 

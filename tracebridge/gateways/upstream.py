@@ -55,6 +55,8 @@ class Upstream:
     origin: Origin
     # Without a slash at its end, so "" where the URL names no path.
     path: str
+    # It takes any prefix, and gets our id of the call as one.
+    names_calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,12 @@ class Route:
     origin: Origin
     # Path and query as the upstream is to get them.
     target: str
+    # Whose API the path is, None where that cannot be told.
+    family: str | None = None
+    # The upstream was given as a base URL, so it has Respan's layout.
+    keeps_path: bool = False
+    # Our id of the call is to stand in front of it.
+    names_calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,13 @@ class Upstreams:
             path = upstream.path + path
         else:
             return None
-        return Route(upstream.origin, (path or "/") + question_mark + query)
+        return Route(
+            upstream.origin,
+            (path or "/") + question_mark + query,
+            family,
+            upstream is self.base,
+            upstream.names_calls,
+        )
 
     def missing(self, target: str) -> str:
         """Return what to tell a client whose *target* has no route."""
