@@ -28,15 +28,22 @@ const ENV_NAMES = new Set([
   "TRACEPARENT",
 ])
 const SECRET = /KEY|TOKEN|SECRET|PASSWORD|HEADERS/i
+const OUTER = /^00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/
 
 const digest = (text, digits) => createHash("sha256").update(text).digest("hex").slice(0, digits)
 const spanId = (trace, kind, key) => digest(`${trace}\n${kind}\n${key}`, 16)
 const isSet = (value) => value !== undefined && value !== "" && value !== "0"
 
+// A turn may be wanted in the trace of what OpenCode was started by; its spans keep their ids.
+function outerTrace() {
+  if (process.env.TRACEBRIDGE_TRACEPARENT_AS !== "parent") return undefined
+  return OUTER.exec(process.env.TRACEBRIDGE_TRACEPARENT ?? "")?.[1]
+}
+
 function traceparent(root, turn, toolCall) {
   const trace = digest(`tracebridge/1\nopencode\n${root}\n${turn}`, 32)
   const span = toolCall ? spanId(trace, "tool", toolCall) : spanId(trace, "turn", "")
-  return `00-${trace}-${span}-01`
+  return `00-${outerTrace() ?? trace}-${span}-01`
 }
 
 function stateHome() {

@@ -203,6 +203,13 @@ def start_watcher(home: bytes) -> None:
             posix._exit(1)  # noqa: SLF001 -- as above.
 
 
+def is_same_folder(one: bytes, other: bytes) -> bool:
+    try:
+        return posix.stat(one)[1:3] == posix.stat(other)[1:3]
+    except OSError:
+        return False
+
+
 def become_watcher(home: bytes, lock: int) -> None:
     # First of all let go of the agent's pipes: it waits until nobody holds them.
     # The copy is none of the three itself: dup2 onto itself would leave it to be closed at exec.
@@ -229,4 +236,8 @@ def become_watcher(home: bytes, lock: int) -> None:
     }
     environment[b"TRACEBRIDGE_HOME"] = home
     command = [sys.executable, "-m", "tracebridge", "watch", "--lock-fd", str(lock)]
+    if argument(2) and not is_same_folder(home, argument(2)):
+        # The agent's environment chose it, and may have it from a project that has put a
+        # config.toml there.
+        command.append("--foreign-home")
     posix.execve(sys.executable, command, environment)

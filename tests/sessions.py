@@ -162,7 +162,7 @@ class _Teller:
         self.session.calls.append(
             GatewayCall(
                 call_id=call_id,
-                gateway="test",
+                gateway="tracebridge",
                 method="POST",
                 path="/v1/messages",
                 start_ns=start,

@@ -6,13 +6,20 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from claude_files import Claude, said, used
-from recorded_turns import recorded_turns
+from claude_files import Claude, at, said, used
+from recorded_turns import put, recorded_turns
 
 from tracebridge.encode import encode_span
+from tracebridge.selection import Selection
 from tracebridge.settings import read_settings
+from tracebridge.spans import render
+from tracebridge.stats import summed
+from tracebridge.store import TURNS_PER_PAGE, Store
 from tracebridge.watcher import Watcher
 
 HOOKS = Path(__file__).resolve().parents[1] / "hooks"
@@ -31,6 +38,19 @@ posix._exit = finish
 tracebridge_hook_main.run()
 """
 
+LOADED = """
+import json, sys
+before = set(sys.modules)
+from tracebridge.cli import main
+try:
+    main()
+finally:
+    loaded = {name for name in sys.modules if name not in before}
+    own = [name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names]
+    print(json.dumps(own), file=sys.stderr)
+    print(json.dumps(sorted(loaded)))
+"""
+
 
 def watched(watcher: Watcher) -> Counter[str]:
     """Count the statements of a watcher's database by their first word."""
@@ -41,6 +61,98 @@ def watched(watcher: Watcher) -> Counter[str]:
 
     watcher.store._db._connection.set_trace_callback(count)
     return counts
+
+
+@contextmanager
+def listened(store: Store) -> Iterator[list[str]]:
+    """Yield what is asked of a store's database meanwhile."""
+    statements: list[str] = []
+    store._db._connection.set_trace_callback(statements.append)
+    yield statements
+    store._db._connection.set_trace_callback(None)
+
+
+def scanned(store: Store, statements: list[str]) -> set[str]:
+    """Return the tables of which these statements read every row."""
+    steps = [
+        step
+        for statement in statements
+        for (*_, step) in store._db.rows(f"EXPLAIN QUERY PLAN {statement}")
+    ]
+    return {step.split()[1] for step in steps if step.startswith("SCAN")}
+
+
+def test_help_loads_the_command_line_and_click_alone():
+    """No SQLite, no OpenTelemetry, no agent's module: whoever asks for help waits for none of them."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, "--help"], capture_output=True, check=True, text=True
+    )
+    loaded = set(json.loads(done.stderr))
+    ours = {name for name in loaded if name.partition(".")[0] == "tracebridge"}
+    assert ours == {"tracebridge", "tracebridge.cli"}
+    assert {name.partition(".")[0] for name in loaded - ours} == {"click"}
+    assert "sqlite3" not in json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_latest_turns_are_found_without_reading_the_others(home):
+    """One statement for a page of turns and one for the spans of each that is shown."""
+    with Store(home) as store:
+        for number in range(30):
+            for turn, spans in recorded_turns("claude-code/simple"):
+                other = replace(turn, turn_key=f"t{number}", trace_id=f"{number:032x}")
+                put(store, other, [replace(span, trace_id=other.trace_id) for span in spans])
+        with listened(store) as statements:
+            assert len(list(Selection().turns(store, 5))) == 5
+        assert len(statements) <= 1 + 5
+        assert scanned(store, statements) == set()
+
+
+def test_turns_that_began_at_once_are_all_found_once(home):
+    """Also where a page ends in the middle of them, the latest first."""
+    with Store(home) as store:
+        ((turn, _),) = recorded_turns("claude-code/simple")
+        for number in range(2 * TURNS_PER_PAGE + 10):
+            start_ns = turn.start_ns + number // TURNS_PER_PAGE
+            other = replace(turn, trace_id=f"{number:032x}", start_ns=start_ns)
+            put(store, other, render(other))
+        found = list(store.find_turns())
+    assert len({row.trace_id for row in found}) == len(found) == 2 * TURNS_PER_PAGE + 10
+    assert found == sorted(found, key=lambda row: (-row.start_ns, row.trace_id))
+
+
+def test_what_turns_come_to_is_reckoned_once(home):
+    """Spans are read for the sums of turns that are new, and for no others."""
+    with Store(home) as store:
+        for turn, spans in recorded_turns("claude-code/simple", "codex-cli/tools"):
+            put(store, turn, spans)
+        with listened(store) as first:
+            _, before = summed(store, Selection(), "day", 0)
+        with listened(store) as second:
+            _, after = summed(store, Selection(), "project", 0)
+        for turn, spans in recorded_turns("opencode/simple"):
+            put(store, turn, spans)
+        with listened(store) as third:
+            summed(store, Selection(), "model", 0)
+    reads = [
+        sum("FROM spans" in statement for statement in each) for each in (first, second, third)
+    ]
+    assert reads == [2, 0, 1]
+    assert before == after
+    assert len(second) <= 4
+
+
+def test_a_turn_of_which_more_is_known_is_summed_up_anew(home):
+    """And one that is forgotten counts no more."""
+    with Store(home) as store:
+        ((turn, spans),) = recorded_turns("claude-code/tools")
+        put(store, turn, spans[2:], told=False)
+        _, some = summed(store, Selection(), "day", 0)
+        put(store, turn, spans)
+        _, all_ = summed(store, Selection(), "day", 0)
+        store.forget_session(turn.session_id)
+        groups, none = summed(store, Selection(), "day", 0)
+    assert some.calls + some.tool_calls < all_.calls + all_.tool_calls
+    assert (groups, none.turns) == ({}, 0)
 
 
 def test_a_hook_opens_four_files_and_starts_nothing_where_a_watcher_lives(home):
@@ -123,3 +235,21 @@ def test_a_span_is_about_as_long_as_what_it_says():
         if isinstance(value, str)
     )
     assert (sum(sizes) - content) / len(spans) < 3000
+
+
+def test_an_hour_of_sessions_leaves_nothing_behind_in_memory(home, tmp_path):
+    """Once all of a session is told and it rests, the watcher holds neither it nor its cursor."""
+    now_ns = at(0)
+    watcher = Watcher(read_settings(), clock=lambda: now_ns)
+    held = []
+    for minute in range(60):
+        claude = Claude(home, tmp_path, session=f"{minute:02d}-session", turn=f"turn-{minute}")
+        claude.simple_turn(began=60 * minute)
+        for second in (4, 10, 30):
+            now_ns = at(60 * minute + second)
+            watcher.step()
+        held.append((len(watcher._sessions), len(watcher._cursors)))
+    assert len(watcher.store.turns()) == 60
+    assert all(row.told for row in watcher.store.turns())
+    watcher.close()
+    assert max(held) <= (2, 2)

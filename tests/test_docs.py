@@ -295,6 +295,24 @@ def test_the_page_of_an_agent_runs_as_written(slug, tmp_path):
         assert {row.outcome for row in told} == {"completed"}
 
 
+def test_the_page_of_records_runs_as_written(tmp_path):
+    """A script's log becomes a call of a script."""
+    reader = Reader(tmp_path / "reader")
+    said = reader.type_all(REPOSITORY / "docs" / "records.md")
+    assert '"message":"log successful"' in said
+    with Store(reader.state) as store:
+        assert store.link_counts_by_gateway() == {"logged": {"script": 1}}
+
+
+def test_the_page_of_the_gateway_runs_as_written(tmp_path):
+    """A key is made, listed with its owner, and taken away."""
+    reader = Reader(tmp_path / "reader")
+    said = reader.type_all(REPOSITORY / "docs" / "gateway.md")
+    assert "alice                    since " in said
+    assert "alice is let in no more" in said
+    assert (reader.project / "alice.key").read_text().startswith("tbk_")
+
+
 # What a newcomer's shell knows already, or would not come back from.
 README_LINES = (
     (re.compile(r"^pip install \S+", re.MULTILINE), ":"),
@@ -361,7 +379,7 @@ def test_the_page_of_a_gateway_runs_as_written(name, tmp_path):
             return
         assert len(model.attempts) == 1
     with Store(reader.state) as store:
-        assert store.link_counts() == {"orphan": 1}
+        assert store.link_counts() == {"script": 1}
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,6 @@ CASES = [
         "claude-extra-body-metadata",
         claude_env(CLAUDE_CODE_EXTRA_BODY='{"metadata": {"team": "blue"}, "top_k": 3}'),
     ),
-    Case("claude-strips-otel", env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")),
     Case(
         "claude-own-spans",
         both(
@@ -485,6 +484,15 @@ CASES = [
     Case("spool-damaged", put("spool/bad/1.event")),
     Case("home-open-to-others", lambda world: world.state.chmod(0o755)),
     Case("sink-settings", env("TRACEBRIDGE_SINKS", "otpl"), env("TRACEBRIDGE_SINKS", "")),
+    Case("sink-of-the-shell", env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")),
+    Case("sink-of-the-shell", env("TRACEBRIDGE_SINKS", "json_file:/tmp/spans.jsonl")),
+    Case(
+        "sink-of-the-shell",
+        both(
+            put("config.toml", 'sinks = "otlp_http:http://backend.example"'),
+            env("https_proxy", "http://127.0.0.1:9"),
+        ),
+    ),
     Case("sink-failing", sink_down, sink_took_it),
     Case(
         "content-full-leaves",

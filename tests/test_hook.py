@@ -71,6 +71,11 @@ def wait_until(condition, what: str) -> None:
         time.sleep(0.005)
 
 
+def touched(path: Path) -> int:
+    path.touch()
+    return path.stat().st_mtime_ns
+
+
 def closing(descriptors: str, hook: Sequence[str]) -> list[str]:
     """Return a command that runs *hook* with these descriptors closed."""
     return ["sh", "-c", f'exec "$@" {descriptors}', "sh", *hook]
@@ -171,6 +176,9 @@ def test_names_sort_by_time(hook, home):
     )
     run_hook(hook, home, b"first")
     Spool(home).write_call(call)
+    # Where the name tells no time, that of the file does, which is exact to a tick.
+    written_ns = time.time_ns()
+    wait_until(lambda: touched(home / "clock") > written_ns, "the next tick of the kernel")
     run_hook(hook, home, b"third")
 
     contents = [file.content for file in Spool(home).read()]
@@ -181,7 +189,21 @@ def test_names_sort_by_time(hook, home):
         b"third",
     ]
     for path in (home / "spool" / "new").iterdir():
-        assert re.fullmatch(r"\d{20}-\d+-\d+\.event", path.name)
+        assert re.fullmatch(r"(\d{20}-\d+-\d+|mtime-[0-9a-f-]{36})\.event", path.name)
+
+
+@pytest.mark.parametrize("hook", [hook for hook in SHELL_HOOKS if hook[0] != "busybox"])
+def test_shell_hook_runs_two_programs(hook, home, tmp_path):
+    """One writes and one renames; nothing else is started where the folders are there."""
+    run_hook(hook, home)
+    log = tmp_path / "started"
+    for program in ("cat", "mv", "date", "mkdir", "rm"):
+        path = tmp_path / program
+        path.write_text(f'#!/bin/sh\necho {program} >>{log}\nexec {shutil.which(program)} "$@"\n')
+        path.chmod(0o755)
+    run_hook(hook, home, env={"PATH": f"{tmp_path}:{PATH}"})
+    assert log.read_text().split() == ["cat", "mv"]
+    assert len(events(home)) == 2
 
 
 @either_hook

@@ -19,6 +19,7 @@ from tracebridge.settings import read_settings
 from tracebridge.store import Store
 from tracebridge.testing.receiver import Receiver
 from tracebridge.watch import watch_once
+from tracebridge.watcher import Watcher
 
 RECORDINGS = recordings()
 # What only hooks tell, with the reason; by type of span. All else is equal.
@@ -327,6 +328,27 @@ def test_a_session_that_still_runs_stays_open(user_home, home, monkeypatch):
     with Store(home) as store:
         (row,) = store.turns()
     assert (row.state, row.outcome, row.told) == ("abandoned", "abandoned", True)
+
+
+def test_old_sessions_are_told_one_by_one(user_home, home, monkeypatch):
+    """None of them is waited for, so that the next ones need not look at it again."""
+    monkeypatch.setenv("TRACEBRIDGE_HOME", str(home))
+    for recording in RECORDINGS:
+        if recording.name == "tools":
+            lay_out(recording, user_home)
+    old = time.time() - 7 * 86_400
+    for path in user_home.rglob("*"):
+        os.utime(path, (old, old))
+    # In a database each session has a time of its own.
+    known = [each for slug, each in agents().items() if slug != "opencode"]
+    found = imports.find(known, user_home)
+    assert len(found.sessions) == len(known)
+    watcher = Watcher(read_settings())
+    for slug, past in found.sessions:
+        watcher.import_session(slug, past, local_only=True)
+        assert not watcher.busy
+    watcher.close()
+    assert len(stored(home)) > len(known)
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_taken_in(user_home, home):

@@ -119,6 +119,22 @@ def test_requests_carry_the_turns_traceparent(home):
     assert headers["x-tracebridge-turn"] == TURN
 
 
+@pytest.mark.parametrize(
+    ("outer", "relation", "trace"),
+    [
+        (f"00-{'ab' * 16}-{'cd' * 8}-01", "parent", "ab" * 16),
+        (f"00-{'ab' * 16}-{'cd' * 8}-01", "link", "ced544c3876bb510e6a0fd836de28e94"),
+        (f"00-{'00' * 16}-{'cd' * 8}-01", "parent", "ced544c3876bb510e6a0fd836de28e94"),
+        ("rubbish", "parent", "ced544c3876bb510e6a0fd836de28e94"),
+    ],
+)
+def test_requests_carry_the_trace_in_which_the_turn_goes_out(home, outer, relation, trace):
+    """That of the CI job where its user wants it there; the turn's span keeps its id."""
+    env = {"TRACEBRIDGE_TRACEPARENT": outer, "TRACEBRIDGE_TRACEPARENT_AS": relation}
+    answers = drive(home, said(), asked(), env=env)["answers"]
+    assert answers[-1]["headers"]["traceparent"] == f"00-{trace}-edbef4b162dc46e1-01"
+
+
 def test_ids_are_those_of_every_other_language(home):
     """Text that is not ASCII gives the ids that Python derives."""
     answers = drive(home, said("séance", "t-1"), asked("séance"))["answers"]

@@ -163,7 +163,7 @@ def store(home):
 @pytest.mark.parametrize("by", GROUPS)
 def test_groups_sum_up_to_all(store, by):
     """Nothing is counted twice or lost, whatever turns are grouped by."""
-    groups, everything = summed(Selection().turns(store), by, NOW_NS)
+    groups, everything = summed(store, Selection(), by, NOW_NS)
     assert everything.turns == len(list(store.find_turns()))
     fine = {
         "model": ("calls", "input_tokens", "output_tokens", "cost_usd", "failed_calls", "retries"),
@@ -309,7 +309,7 @@ def test_periods_choose_turns(home):
 
 def test_failures_are_counted(store):
     """Failed turns, failed calls and retries of the recorded sessions."""
-    _, everything = summed(Selection().turns(store), "day", NOW_NS)
+    _, everything = summed(store, Selection(), "day", NOW_NS)
     failed = [row for row, _ in Selection().turns(store) if row.outcome == "failed"]
     assert everything.failed_turns == len(failed) > 0
     calls = [

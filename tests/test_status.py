@@ -8,6 +8,7 @@ import pytest
 from tracebridge import ids
 from tracebridge.encode import encode_span
 from tracebridge.model import (
+    SCRIPT_CALL,
     CallIdentity,
     Evidence,
     GatewayCall,
@@ -23,10 +24,10 @@ from tracebridge.status import status, status_text
 from tracebridge.store import Store
 
 
-def call(call_id):
+def call(call_id, gateway="g"):
     return GatewayCall(
         call_id=call_id,
-        gateway="g",
+        gateway=gateway,
         method="POST",
         path="/",
         start_ns=1,
@@ -43,6 +44,8 @@ def filled(home):
             store.set_link(str(number), Link(trace_id="f" * 32, evidence=evidence))
         store.add_call(call("orphan"), 1)
         store.set_reason("orphan", "nobody knows it", "e" * 32)
+        store.add_call(call("script", "litellm"), 1)
+        store.set_reason("script", SCRIPT_CALL, "d" * 32)
         store.add_call(call("waiting"), 1)
         for key, state in (("a", TurnState.OPEN), ("b", TurnState.FINISHED)):
             trace = ids.trace_id("claude-code", "s", key)
@@ -87,6 +90,7 @@ def test_the_state_has_the_shape_that_scripts_rely_on(filled):
         "inferred": 1,
         "orphans": 1,
         "side_calls": 0,
+        "scripts": 1,
         "waiting": 1,
         "by_evidence": {
             "traceparent": 1,
@@ -95,6 +99,19 @@ def test_the_state_has_the_shape_that_scripts_rely_on(filled):
             "request_id": 1,
             "tool_call_id": 1,
             "session_window": 1,
+        },
+        "by_gateway": {
+            "g": {
+                "traceparent": 1,
+                "turn_id": 2,
+                "response_id": 1,
+                "request_id": 1,
+                "tool_call_id": 1,
+                "session_window": 1,
+                "orphan": 1,
+                "waiting": 1,
+            },
+            "litellm": {"script": 1},
         },
         "orphan_reasons": {"nobody knows it": 1},
     }
@@ -128,6 +145,8 @@ def test_people_are_told_the_same(filled):
         "1 open, 1 finished",
         "6 linked exactly, 1 inferred, 1 orphans, 1 waiting",
         "1 orphans: nobody knows it",
+        "1 of scripts",
+        "litellm: 1 script",
         "last error: connection refused",
         "old → not configured any more",
         "hook event Odd ignored: 3",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,8 @@ def test_a_killed_watcher_loses_and_doubles_nothing(receiver, tmp_path, home):
 
 def test_a_hook_starts_the_watcher_and_the_watcher_leaves_when_idle(home, tmp_path, receiver):
     """With nothing running, the first hook event is enough for its turn to arrive."""
+    home.mkdir()
+    (home / "config.toml").write_text(f'sinks = "otlp_http:{receiver.endpoint}"\n')
     hook = Path(__file__).resolve().parent.parent / "hooks" / "tracebridge_hook.py"
     env = {**os.environ, "TRACEBRIDGE_IDLE_MINUTES": "0.02"}
     transcript = str(tmp_path / "none.jsonl")
@@ -343,6 +346,48 @@ def test_a_hook_starts_the_watcher_and_the_watcher_leaves_when_idle(home, tmp_pa
     wait_until(lambda: receiver.spans, "the turn at the backend")
     assert receiver.spans[-1].span_id == root_span_id(TRACE)
     wait_until(lambda: not is_watched(home), "the idle watcher to leave")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_watcher_leaves_a_home_that_is_gone(claude, home, tmp_path, replaced):
+    """With a turn under way and a backend that is away: it says why, and makes nothing there."""
+    claude.simple_turn()
+    claude.hook(20, "UserPromptSubmit", prompt="and more", prompt_id="another")
+    old = tmp_path / "old"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tracebridge", "watch"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
+    )
+    try:
+        wait_until(lambda: told_turns(home) == 1, "a turn that is told")
+        if replaced:
+            home.rename(old)
+            home.mkdir(mode=0o700)
+            (home / "watch.lock").touch()
+        else:
+            shutil.rmtree(home)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, said
+    assert f"{home} was removed or replaced; its watcher leaves" in said
+    assert "Traceback" not in said
+    assert home.exists() == replaced
+    if replaced:
+        assert [path.name for path in home.iterdir()] == ["watch.lock"]
+        with Store(old) as store:
+            assert store.waiting() == 2
+
+
+def told_turns(home: Path) -> int:
+    if not (home / "store.sqlite3").exists():
+        return 0
+    with Store(home) as store:
+        return sum(row.told for row in store.turns())
 
 
 def test_resource_attributes_are_the_users(claude, receiver, monkeypatch):
@@ -493,3 +538,59 @@ def test_a_transcript_that_breaks_its_adapter_stops_nobody(claude, receiver, mon
     assert [span.name for span in receiver.spans] == ["invoke_agent claude-code"]
     with Store(claude.spool.new.parents[1]) as store:
         assert any("transcript not understood" in note for note in store.notes())
+
+
+def test_a_call_told_on_a_guess_is_never_told_twice(claude, receiver):
+    """Told under one turn by its time alone, it stays there, whatever the transcript says later."""
+    claude.hook(0, "UserPromptSubmit", prompt="hello")
+    claude.hook(9, "Stop", last_assistant_message="done", background_tasks=[])
+    nameless = CallIdentity(agent="claude-code", session_id=SESSION)
+    claude.spool.write_call(a_call(identity=nameless, response_id="msg_guess", start_ns=at(3)))
+    assert watch_once(read_settings())
+    (guess,) = (span for span in receiver.spans if span.name.startswith("chat"))
+    assert guess.attributes["tracebridge.link.confidence"] == "inferred"
+    claude.turn = "another-turn"
+    claude.hook(3, "UserPromptSubmit", prompt="and this")
+    claude.prompt_line(3, "and this")
+    claude.answer_line(4, "msg_guess", said("done"), began=3)
+    claude.hook(5, "Stop", last_assistant_message="done", background_tasks=[])
+    assert watch_once(read_settings())
+    assert len([span for span in receiver.spans if span.name.startswith("chat")]) == 1
+    roots = [span for span in receiver.spans if not span.parent_span_id]
+    assert len(roots) == 2
+
+
+def test_a_call_told_alone_is_never_told_twice(claude, receiver):
+    """An orphan that went out stays one, also for the next watcher, when its turn is known at last."""
+    claude.spool.write_call(a_call(response_id=f"msg_{TURN}"))
+    assert watch_once(read_settings(), close_open=True)
+    (orphan,) = receiver.spans
+    claude.simple_turn()
+    assert watch_once(read_settings())
+    assert [span.name for span in receiver.spans if span.name.startswith("chat")] == [orphan.name]
+    assert len(receiver.spans) == 2
+
+
+def test_a_chat_is_told_while_its_turn_runs(claude, receiver):
+    """What no later fact can change goes out at once; the rest follows, and the backend has all."""
+    claude.hook(0, "UserPromptSubmit", prompt="hello")
+    claude.prompt_line(0, "hello")
+    claude.answer_line(
+        2, "msg_1", said("I look"), used("toolu_1", "Read"), began=1, stop="tool_use"
+    )
+    claude.spool.write_call(
+        a_call(
+            response_id="msg_1",
+            stop_reason="tool_use",
+            usage=Usage(input_tokens=115, output_tokens=20),
+            attempt=1,
+            blocks=2,
+        )
+    )
+    assert watch_once(read_settings())
+    (early,) = receiver.spans
+    assert (early.trace_id, early.parent_span_id) == (TRACE, root_span_id(TRACE))
+    claude.hook(3, "Stop", last_assistant_message="done", background_tasks=[])
+    assert watch_once(read_settings())
+    assert len({span.span_id for span in receiver.spans}) == len(receiver.spans) == 3
+    assert receiver.spans[-1].attributes["tracebridge.turn.calls"] == 1

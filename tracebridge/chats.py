@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 
-from tracebridge.model import Chat, Compaction, GatewayCall, Link, ModelCall
+from tracebridge.model import Chat, Compaction, Evidence, GatewayCall, Link, ModelCall
+from tracebridge.response_ids import comparable, gateway_names, is_hidden, provider_id
 
 # An attempt that the transcript tells without any id is the gateway's failed call that ended
 # nearest to it, within this.
@@ -28,25 +29,31 @@ def put_together(
     names = {
         name: call.key
         for call in reversed(told)
-        for name in (call.request_id, call.response_id, call.key)
+        for name in (call.request_id, call.response_id and provider_id(call.response_id), call.key)
         if name is not None
     }
     chats: list[Chat] = []
     taken: set[str] = set()
-    for seen, link in sorted(calls, key=_answers_first):
-        key = call_key(seen)
+    known: dict[tuple[str, str], int] = {}
+    for seen, link in sorted(calls, key=_ours_and_answers_first):
+        place = _same_call(seen, chats, known)
+        for name in gateway_names(seen):
+            known.setdefault(name, len(chats) if place is None else place)
+        if place is not None:
+            chats[place] = replace(chats[place], others=(*chats[place].others, seen))
+            continue
+        same, matched_by = (
+            _named(seen, names, unmatched)
+            or _failed_nameless(seen, nameless.values())
+            or _answered_nameless(seen, _may_be_told(seen, link, unmatched, owners))
+            or (None, None)
+        )
+        # What another gateway saw may come when the agent's record of it is told already.
+        key = call_key(seen) if same is None or seen.is_ours else same.key
         if key in taken:
             # A gateway's cache may answer twice with one response id: still two calls.
             key = f"{key}#{seen.call_id}"
         taken.add(key)
-        same, matched_by = (
-            _named(seen, names, unmatched)
-            or _failed_nameless(seen, nameless.values())
-            or _answered_nameless(
-                seen, [c for k, c in nameless.items() if owners.get(k) == link.subagent_id]
-            )
-            or (None, None)
-        )
         owner = None
         if same is not None:
             del unmatched[same.key]
@@ -67,19 +74,102 @@ def put_together(
         for call in unmatched.values()
     )
     chats = [replace(c, compaction_key=_compaction_of(c, compactions)) for c in chats]
-    chats.sort(key=lambda chat: (chat.start_ns or chat.end_ns or 0, chat.key))
+    chats.sort(key=lambda chat: (_moment(chat), chat.key))
     return _with_attempts(chats)
 
 
-def _answers_first(pair: tuple[GatewayCall, Link]) -> tuple[bool, int, str]:
+def _ours_and_answers_first(pair: tuple[GatewayCall, Link]) -> tuple[bool, bool, int, str]:
     # A broken answer must not take the record of the one that came after all.
     seen = pair[0]
-    return seen.error_type is not None, seen.start_ns, seen.call_id
+    return not seen.is_ours, seen.error_type is not None, seen.start_ns, seen.call_id
+
+
+def _moment(chat: Chat) -> int:
+    moment = chat.start_ns or chat.end_ns
+    return moment or (chat.seen.start_ns if chat.seen is not None else 0)
+
+
+def _same_call(
+    seen: GatewayCall, chats: Sequence[Chat], known: Mapping[tuple[str, str], int]
+) -> int | None:
+    """Return which of *chats* is of the same call, as a gateway before or behind *seen* saw it."""
+    if seen.is_ours:
+        return None
+    for kind, told in gateway_names(seen):
+        place = known.get((kind, told))
+        # A gateway's cache may give one answer twice; but it gives each request an id of its own.
+        if place is not None and (kind != "response_id" or not _is_of(seen.gateway, chats[place])):
+            return place
+    # Some name nothing; but while ours waits for its upstream, that does nothing else for it.
+    within = [
+        (abs((chat.end_ns or 0) - seen.end_ns), place)
+        for place, chat in enumerate(chats)
+        if chat.seen is not None and chat.seen.is_ours and _may_lie_behind(seen, chat.seen)
+    ]
+    return min(within)[1] if within else None
+
+
+def _is_of(gateway: str, chat: Chat) -> bool:
+    return gateway in {each.gateway for each in (chat.seen, *chat.others) if each is not None}
+
+
+def _may_lie_behind(seen: GatewayCall, ours: GatewayCall) -> bool:
+    """Say whether *seen* may be what an upstream gateway did while *ours* waited for it."""
+    if seen.response_id is not None and ours.response_id is not None:
+        if provider_id(seen.response_id) == provider_id(ours.response_id):
+            return True
+        if not is_hidden(ours.response_id):
+            return False
+    return (
+        ours.start_ns - SAME_ANSWER_NS <= seen.start_ns
+        and seen.end_ns <= ours.end_ns + SAME_ANSWER_NS
+        and (seen.usage is None or ours.usage is None or _counts(seen) == _counts(ours))
+    )
+
+
+def _may_be_told(
+    seen: GatewayCall, link: Link, told: Mapping[str, ModelCall], owners: Mapping[str, str]
+) -> list[ModelCall]:
+    """Return the records that may be of the same call although no id says so."""
+    return [
+        call
+        for key, call in told.items()
+        if (link.subagent_id is None and not seen.is_ours) or owners.get(key) == link.subagent_id
+        if call.request_id is None or call.response_id is not None
+        if call.response_id is None or not comparable(seen, call.response_id)
+    ]
 
 
 def call_key(call: GatewayCall) -> str:
     """Return what a call's span id is derived from: response id, else request id, else call id."""
     return call.response_id or call.request_id or call.call_id
+
+
+def is_final(chat: Chat) -> bool:
+    """Say whether nothing that is still to come can change what is known of a call.
+
+    What each source tells comes in the order in which it happened; of several, any may be first. So
+    what counts is that our gateway saw an answer for the main thread, that the transcript told all
+    of it and names it alike, and that both count the same attempts.
+    """
+    seen, told = chat.seen, chat.told
+    if seen is None or told is None or seen.identity is None or not seen.is_ours:
+        return False
+    whole = told.end_ns is not None and (
+        told.blocks is None or (told.stop_reason is not None and len(told.blocks) == seen.blocks)
+    )
+    return (
+        whole
+        and chat.matched_by == "response_id"
+        and chat.evidence in {Evidence.TRACEPARENT, Evidence.TURN_ID, Evidence.RESPONSE_ID}
+        and chat.key == call_key(seen)
+        and seen.error_type is None
+        and told.error_type is None
+        and (seen.usage is not None and seen.stop_reason is not None)
+        and (chat.subagent_id is None and seen.identity.subagent_id is None)
+        and not (seen.identity.is_side_call or told.purpose or chat.compaction_key)
+        and seen.attempt == (chat.attempt or 1)
+    )
 
 
 def _with_attempts(chats: Sequence[Chat]) -> list[Chat]:
@@ -105,7 +195,8 @@ def _named(
     seen: GatewayCall, names: Mapping[str, str], told: Mapping[str, ModelCall]
 ) -> Match | None:
     """Return the record that names the same call, and by what."""
-    for by, name in (("response_id", seen.response_id), ("request_id", seen.request_id)):
+    answered = seen.response_id and provider_id(seen.response_id)
+    for by, name in (("response_id", answered), ("request_id", seen.request_id)):
         if name is not None and (call := told.get(names.get(name, ""))) is not None:
             return call, by
     known = told.get(seen.identity.call_key or "") if seen.identity is not None else None
@@ -157,9 +248,14 @@ def _tokens_agree(seen: GatewayCall, call: ModelCall) -> bool:
     return (
         seen.usage is not None
         and call.usage is not None
-        and (call.usage.input_tokens, call.usage.output_tokens)
-        == (seen.usage.input_tokens, seen.usage.output_tokens)
+        and (call.usage.input_tokens, call.usage.output_tokens) == _counts(seen)
         and _distance(seen, call) < SAME_ATTEMPT_NS
+    )
+
+
+def _counts(seen: GatewayCall) -> tuple[int | None, int | None]:
+    return (
+        (None, None) if seen.usage is None else (seen.usage.input_tokens, seen.usage.output_tokens)
     )
 
 

@@ -169,7 +169,11 @@ def integrate(
 
     Everything else in their files stays as it is, byte for byte; files as they were are kept; a
     file that cannot be understood is left alone. What was asked for is remembered: a second time
-    without an option leaves it as it was. No key is written anywhere, only where it is found.
+    without an option leaves it as it was. No key is written into them, only where it is found.
+
+    Where this shell says that spans go (OTEL_EXPORTER_OTLP_*, TRACEBRIDGE_SINKS and what belongs to
+    them) is written into our own config.toml unless that names sinks already: watchers that hooks
+    start look nowhere else.
 
     \b
     Examples:
@@ -217,7 +221,23 @@ def integrate(
             click.echo(f"{agent.SLUG} is traced from its next start on")
         for remark in done.remarks:
             click.echo(f"note: {remark}")
+    if not remove:
+        _keep_destinations(over=False, dry_run=dry_run)
     sys.exit(FAILED if failed else 0)
+
+
+def _keep_destinations(*, over: bool, dry_run: bool = False) -> bool:
+    """Write where this shell says that spans go into config.toml; say whether there was any."""
+    from tracebridge.destinations import keep, told
+    from tracebridge.settings import CONFIG, SettingsError
+
+    try:
+        names = keep(settings(), over=over, dry_run=dry_run)
+    except SettingsError as error:
+        fail(str(error))
+    if names:
+        click.echo(told(names, settings().home / CONFIG, dry_run=dry_run))
+    return bool(names)
 
 
 def _integrate_options(
@@ -278,8 +298,11 @@ def agent_called(name: str) -> Agent:
 @click.option("--close-open", is_flag=True, help="With --once: also end turns that are still open.")
 @click.option("--background", is_flag=True, help="End when there has been no work for a while.")
 @click.option("--lock-fd", type=int, hidden=True)
+@click.option("--foreign-home", is_flag=True, hidden=True)
 @sending
-def watch(once: bool, close_open: bool, background: bool, lock_fd: int | None) -> None:
+def watch(
+    once: bool, close_open: bool, background: bool, lock_fd: int | None, foreign_home: bool
+) -> None:
     """Put turns together, link gateway calls, deliver spans; runs until stopped.
 
     The hooks start one by themselves. With --once the exit code is 0 only if every finished span
@@ -296,11 +319,32 @@ def watch(once: bool, close_open: bool, background: bool, lock_fd: int | None) -
     if once:
         if not watch_once(settings(), close_open=close_open):
             fail("not every finished span was acknowledged; `tracebridge status` says why")
-    # With a lock we were started by a hook, in the environment that its agent has.
-    elif not run_watch(
-        settings(file_first=lock_fd is not None), lock_fd=lock_fd, background=background
-    ):
+    elif lock_fd is not None:
+        # We were started by a hook, in the environment that its agent has.
+        run_watch(_settings_of_hook(foreign_home=foreign_home), lock_fd=lock_fd)
+    elif not run_watch(settings(), background=background):
         click.echo("another watcher is running", err=True)
+
+
+def _settings_of_hook(*, foreign_home: bool) -> Settings:
+    """Return the settings of the user's file; without destinations if the agent chose the home."""
+    import os
+    from dataclasses import replace
+
+    from tracebridge.settings import without_destinations
+
+    ours = settings(file_first=True)
+    if foreign_home:
+        ours = replace(ours, env=without_destinations(ours.env))
+        click.echo(
+            f"{ours.home}: TRACEBRIDGE_HOME of the agent is not where its hooks were installed for:"
+            " nothing is sent; run `tracebridge integrate` with it, or take it out",
+            err=True,
+        )
+    # What sends asks the process itself for proxies and certificates.
+    os.environ.clear()
+    os.environ.update(ours.env)
+    return ours
 
 
 def _upstreams_before(home: Path) -> tuple[str, ...]:
@@ -313,7 +357,36 @@ def _upstreams_before(home: Path) -> tuple[str, ...]:
 @main.command()
 @click.option("--listen", default="127.0.0.1:4141", show_default=True, metavar="HOST:PORT")
 @click.option("--upstream", multiple=True, metavar="SPEC", help="Repeatable; see below.")
-@click.option("--no-traceparent", is_flag=True, help="Send no traceparent of our own upstream.")
+@click.option("--no-traceparent", is_flag=True, help="Tell upstreams no trace, session or customer.")
+@click.option(
+    "--upstream-key",
+    "upstream_keys",
+    multiple=True,
+    metavar="[FAMILY=]REF",
+    help="What goes upstream in the place of a client's key: ENV:NAME, FILE:/path, CMD:command.",
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its key, if not in that file.")
+@click.option(
+    "--server-name",
+    "server_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name by which other machines reach the gateway; repeatable.",
+)
+@click.option(
+    "--insecure-listen", is_flag=True, help="Let others in without client keys or without TLS."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["respan-gateway"]),
+    help="Start this routing engine behind the gateway: fallback, retries, load balancing.",
+)
+@click.option("--engine-config", type=click.Path(path_type=Path), help="The engine's own config.")
+@click.option("--max-request-mb", type=click.FloatRange(0, min_open=True), metavar="MB")
+@click.option("--header-timeout", default=30.0, show_default=True, metavar="SECONDS")
+@click.option("--idle-timeout", default=900.0, show_default=True, metavar="SECONDS")
+@click.option("--connect-timeout", default=30.0, show_default=True, metavar="SECONDS")
 @click.option("--stop-with-stdin", is_flag=True, hidden=True)
 @click.option("--launcher-pid", type=int, hidden=True)
 def gateway(
@@ -322,6 +395,15 @@ def gateway(
     no_traceparent: bool,
     stop_with_stdin: bool,
     launcher_pid: int | None,
+    *,
+    engine: str | None,
+    engine_config: Path | None,
+    insecure_listen: bool,
+    max_request_mb: float | None,
+    header_timeout: float,
+    idle_timeout: float,
+    connect_timeout: float,
+    **access: Any,
 ) -> None:
     """Run our recording gateway: bytes pass unchanged, a copy is parsed.
 
@@ -330,18 +412,43 @@ def gateway(
       a base URL with Respan's layout (/api/anthropic/, /api/, /api/google/gemini, ...)
       FAMILY=URL with FAMILY anthropic, openai, gemini or vertex
       a preset: respan, anthropic, openai, google
-    The URL is printed on the first line when it accepts connections.
+    The URL is printed on the first line when it accepts connections. Once there are client keys
+    (`tracebridge gateway-key`), only who has one is let in; SIGHUP has keys, certificate and the
+    like read again, as a change of their files does.
 
-    Example: tracebridge gateway --upstream anthropic
+    \b
+    Examples:
+      tracebridge gateway --upstream anthropic
+      tracebridge gateway --listen 0.0.0.0:4141 --tls-cert cert.pem --tls-key key.pem \\
+        --server-name llm.example.com --upstream respan --upstream-key ENV:RESPAN_API_KEY
+      tracebridge gateway --engine respan-gateway --engine-config routes.toml
     """
+    from tracebridge.gateways import client_keys
+    from tracebridge.gateways.limits import Limits
     from tracebridge.gateways.proxy import GatewayOptions, OptionsError
     from tracebridge.gateways.proxy import run as run_gateway
 
+    home = settings().home
+    if (engine is None) != (engine_config is None):
+        wrong_usage("--engine and --engine-config go together")
+    if not upstream and engine is None:
+        upstream = _upstreams_before(home)
     try:
         options = GatewayOptions(
             listen=listen,
-            upstream=upstream or _upstreams_before(settings().home),
-            home=settings().home,
+            upstream=upstream,
+            engine_config=engine_config,
+            home=home,
+            # What one command has for itself asks it for no key.
+            client_keys=None if launcher_pid is not None else home / client_keys.FILE,
+            is_insecure=insecure_listen,
+            limits=Limits(
+                header_seconds=header_timeout,
+                idle_seconds=idle_timeout,
+                connect_seconds=connect_timeout,
+                request_bytes=None if max_request_mb is None else int(max_request_mb * 1e6),
+            ),
+            **access,
             send_traceparent=not no_traceparent,
             stop_with_stdin=stop_with_stdin,
             launcher_pid=launcher_pid,
@@ -351,6 +458,176 @@ def gateway(
         wrong_usage(str(error))
     except OSError as error:
         fail(str(error))
+
+
+@main.command()
+@click.option("--listen", default="127.0.0.1:4319", show_default=True, metavar="HOST:PORT")
+@click.option("--grpc-listen", default="", metavar="HOST:PORT", help="OTLP over gRPC as well.")
+@click.option("--to", required=True, metavar="URL", help="The backend's OTLP endpoint, over HTTP.")
+@click.option(
+    "--redis",
+    "redis_url",
+    default="",
+    envvar="TRACEBRIDGE_REDIS_URL",
+    metavar="URL",
+    help="What the replicas share; or TRACEBRIDGE_REDIS_URL, as it may hold a password.",
+)
+@click.option(
+    "--wait-minutes",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, 1440),
+    help="How long a call may wait for the watcher that tells of its turn.",
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its key, if not in that file.")
+@click.option("--insecure-listen", is_flag=True, help="Let others in without keys or without TLS.")
+def relay(
+    *,
+    listen: str,
+    grpc_listen: str,
+    to: str,
+    redis_url: str,
+    wait_minutes: float,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    insecure_listen: bool,
+) -> None:
+    """Run the central mode: OTLP in, gateways' spans under their turns, OTLP out.
+
+    Any number of replicas may stand behind a load balancer. What watchers send passes byte for
+    byte; spans of other gateways are scrubbed and put under the turn whose keys they carry. Those
+    that carry a response id only wait until a watcher tells of it: in Redis, which the replicas
+    share, or in the home of a relay that is alone. Nothing is acknowledged before the backend has
+    it. The backend's headers, certificates and timeout are OTEL_EXPORTER_OTLP_*; senders' keys are
+    those of `tracebridge gateway-key`. The URL is printed on the first line.
+
+    \b
+    Examples:
+      tracebridge relay --to http://127.0.0.1:6006
+      tracebridge relay --listen 0.0.0.0:4319 --tls-cert cert.pem --tls-key key.pem \\
+        --to https://otlp.example.com --redis redis://index:6379/0
+    """
+    from tracebridge.gateways.client_keys import FILE
+    from tracebridge.gateways.proxy import OptionsError
+    from tracebridge.sinks import SinkSettingsError
+
+    try:
+        from tracebridge.relay.rules import Rules
+        from tracebridge.relay.serve import RelayOptions, read_backend
+        from tracebridge.relay.serve import run as run_relay
+    except ImportError as error:
+        fail(f"{error}; pip install 'tracebridge[relay]'")
+    ours = settings()
+    try:
+        run_relay(
+            RelayOptions(
+                listen=listen,
+                grpc_listen=grpc_listen,
+                backend=read_backend(to, ours.env),
+                home=ours.home,
+                rules=Rules(ours.content, ours.scrub_patterns),
+                client_keys=ours.home / FILE,
+                redis_url=redis_url,
+                wait_seconds=wait_minutes * 60,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                is_insecure=insecure_listen,
+            )
+        )
+    except (OptionsError, SinkSettingsError) as error:
+        wrong_usage(str(error))
+    except ImportError as error:
+        fail(f"{error}; pip install 'tracebridge[grpc]'")
+    except OSError as error:
+        fail(str(error))
+
+
+@main.group("gateway-key")
+def gateway_key() -> None:
+    """Give the clients of `tracebridge gateway` named keys, and take them away.
+
+    With the first key the gateway lets in only who has one; the name becomes the customer id of
+    what is done with it, unless tags say otherwise. Gateways that run know at once.
+
+    Example: tracebridge gateway-key add alice
+    """
+
+
+@gateway_key.command("add")
+@click.argument("name")
+@click.option(
+    "--usd-per-day", type=click.FloatRange(0), help="What may be spent with it on a day (UTC)."
+)
+def add_gateway_key(name: str, usd_per_day: float | None) -> None:
+    """Make a key and print it, once: only its digest is kept.
+
+    Example: tracebridge gateway-key add alice --usd-per-day 20
+    """
+    from tracebridge.gateways.client_keys import FILE, ClientKeysError, add_key
+
+    try:
+        key = add_key(settings().home / FILE, name, usd_per_day)
+    except (ClientKeysError, OSError) as error:
+        fail(str(error))
+    click.echo(key)
+    click.echo(f"{name} gives it to agents as their API key; it is not shown again", err=True)
+
+
+@gateway_key.command("list")
+@click.option("--json", "as_json", is_flag=True)
+def list_gateway_keys(as_json: bool) -> None:
+    """List who has a key, since when, and what was spent with it today.
+
+    Example: tracebridge gateway-key list
+    """
+    import orjson
+
+    from tracebridge.gateways.client_keys import FILE, ClientKeysError, read_keys
+    from tracebridge.gateways.spending import Spending
+
+    home = settings().home
+    try:
+        found = read_keys(home / FILE)
+    except ClientKeysError as error:
+        fail(str(error))
+    spending = Spending(home)
+    rows = [
+        {
+            "name": key.name,
+            "created": key.created,
+            "usd_today": round(spending.usd_today(key.name), 6),
+            "usd_per_day": key.usd_per_day,
+        }
+        for key in found or ()
+    ]
+    if as_json:
+        click.echo(orjson.dumps(rows).decode())
+        return
+    for row in rows:
+        limit = "" if row["usd_per_day"] is None else f" of {row['usd_per_day']:.2f}"
+        since = row["created"] or "unknown"
+        click.echo(f"{row['name']:<24} since {since}   {row['usd_today']:.2f}{limit} USD today")
+    if found is None:
+        click.echo("no keys: the gateway asks nobody for one")
+    elif not rows:
+        click.echo(f"no keys: the gateway lets nobody in; delete {home / FILE} to let in everybody")
+
+
+@gateway_key.command("revoke")
+@click.argument("name")
+def revoke_gateway_key(name: str) -> None:
+    """Take a key away; gateways that run let it in no more.
+
+    Example: tracebridge gateway-key revoke alice
+    """
+    from tracebridge.gateways.client_keys import FILE, ClientKeysError, revoke_key
+
+    try:
+        revoke_key(settings().home / FILE, name)
+    except (ClientKeysError, OSError) as error:
+        fail(str(error))
+    click.echo(f"{name} is let in no more")
 
 
 def selecting(*, period: bool = True) -> Callable[[Command], Command]:
@@ -553,7 +830,7 @@ def stats(by: str, as_json: bool, **which: Any) -> None:
         wrong_usage(f"--by {by}: choose from {', '.join(sums.GROUPS)}")
     asked, now_ns = selection(**which), time.time_ns()
     with Store(settings().home) as store:
-        groups, everything = sums.summed(asked.turns(store), by, now_ns)
+        groups, everything = sums.summed(store, asked, by, now_ns)
         if asked.project is None and asked.session is None and not asked.errors:
             orphans = store.orphans_per_agent(asked.since_ns, asked.until_ns)
             sums.add_orphans(groups, everything, by, orphans, asked.agent)
@@ -771,8 +1048,9 @@ def reconcile(show_all: bool, as_json: bool, **which: Any) -> None:
 
 @main.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--keep", is_flag=True, help="Write where this shell sends spans into config.toml.")
 @click.option("--json", "as_json", is_flag=True)
-def sink(names: tuple[str, ...], as_json: bool) -> None:
+def sink(names: tuple[str, ...], keep: bool, as_json: bool) -> None:
     """List the backends that spans can be sent to, or try those named with one span.
 
     NAME is as in the setting `sinks`. The span is called `tracebridge sink`.
@@ -781,6 +1059,7 @@ def sink(names: tuple[str, ...], as_json: bool) -> None:
     Examples:
       tracebridge sink
       tracebridge sink phoenix
+      TRACEBRIDGE_SINKS=phoenix tracebridge sink --keep
       tracebridge sink otlp_http:http://localhost:4318
     """
     import os
@@ -789,6 +1068,12 @@ def sink(names: tuple[str, ...], as_json: bool) -> None:
 
     from tracebridge.sending import known_sinks, try_sink
 
+    if keep:
+        if names:
+            os.environ["TRACEBRIDGE_SINKS"] = ",".join(names)
+        if not _keep_destinations(over=True):
+            click.echo("config.toml says the same as this shell already, or this shell says nothing")
+        return
     if not names:
         found = known_sinks()
         if as_json:

@@ -140,14 +140,15 @@ def write(path: Path, text: str, before: str, backups: Path) -> Path:
         backups.mkdir(mode=0o700, parents=True, exist_ok=True)
         old = path.read_bytes()
         backup = backups / f"{path.name}.{hashlib.sha256(old).hexdigest()[:16]}"
-        _replace(backup, old, 0o600)
-        _replace(path, data, path.stat().st_mode & 0o777)
+        replace_file(backup, old, 0o600)
+        replace_file(path, data, path.stat().st_mode & 0o777)
     except OSError as error:
         raise EditError(f"{path}: {error.strerror}; nothing was changed") from error
     return backup
 
 
-def _replace(path: Path, data: bytes, mode: int) -> None:
+def replace_file(path: Path, data: bytes, mode: int) -> None:
+    """Write a file whole or not at all. Raise OSError."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -9,6 +9,7 @@ from tracebridge.delivery import deliver
 from tracebridge.settings import Settings
 from tracebridge.sinks import ReadySink, Sink
 from tracebridge.store import Store, StoreError
+from tracebridge.watch_lock import Lock
 
 # What may wait for a sink that does not answer; then its oldest turns are not sent to it any more.
 OUTBOX_LIMIT_BYTES = 1 << 30
@@ -19,10 +20,11 @@ logger = logging.getLogger(__name__)
 class Courier(threading.Thread):
     """Deliver what is in the outbox, beside the watcher: a backend that hangs stops nobody."""
 
-    def __init__(self, settings: Settings, sink: ReadySink) -> None:
+    def __init__(self, settings: Settings, sink: ReadySink, lock: Lock) -> None:
         super().__init__(name=f"deliver to {sink.name}", daemon=True)
         self._settings = settings
         self._ready = sink
+        self._lock = lock
         self._wake = threading.Event()
         self._stopping = False
 
@@ -35,7 +37,7 @@ class Courier(threading.Thread):
 
     def run(self) -> None:
         sink = self._ready.open()
-        while not self._stopping:
+        while self._has_work():
             try:
                 with Store(self._settings.home) as store:
                     self._deliver(store, sink)
@@ -45,10 +47,14 @@ class Courier(threading.Thread):
                 self._wake.wait(1.0)
         sink.close()
 
+    def _has_work(self) -> bool:
+        # A store that is opened where there is none is made.
+        return not self._stopping and self._lock.is_in_place()
+
     def _deliver(self, store: Store, sink: Sink) -> None:
         name = self._ready.name
         failures = 0
-        while not self._stopping:
+        while self._has_work():
             self._wake.clear()
             with store.delivering(name, wait=False) as alone:
                 if alone:

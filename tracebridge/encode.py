@@ -45,13 +45,14 @@ def encode_span(span: Span) -> bytes:
     """Return *span* as an OTLP Span; equal spans give equal bytes. Raise ValueError if it is open."""
     if span.end_ns is None:
         raise ValueError(f"span {span.span_id} ({span.name}) is still open, so it cannot be sent")
+    parent = span.sent_parent_span_id
     # As the official exporters do, the status is there even where it is unset. Whether the parent
     # is remote is left unsaid: a hook and a gateway are not one process.
     return b"".join(
         [
-            _field(1, bytes.fromhex(span.trace_id)),
+            _field(1, bytes.fromhex(span.sent_trace_id)),
             _field(2, bytes.fromhex(span.span_id)),
-            _field(4, bytes.fromhex(span.parent_span_id)) if span.parent_span_id else b"",
+            _field(4, bytes.fromhex(parent)) if parent else b"",
             _text(5, span.name),
             _number(6, span.kind),
             _fixed64(7, span.start_ns),

@@ -17,8 +17,10 @@ def document(turns: Iterable[tuple[TurnRow, Sequence[Span]]]) -> dict[str, Any]:
     """Return `resourceSpans` with the spans of the turns; what still runs is left out."""
     groups: dict[tuple[tuple[str, str], ...], list[bytes]] = {}
     for row, spans in turns:
-        encoded = [encode_span(span) for span in spans if span.end_ns is not None]
-        groups.setdefault(resource_of(row.agent, spans), []).extend(encoded)
+        resource = resource_of(row.agent, spans)
+        for span in spans:
+            if span.end_ns is not None:
+                groups.setdefault(span.origin or resource, []).append(encode_span(span))
     return to_json(groups)
 
 
@@ -32,9 +34,9 @@ def lines(turns: Iterable[tuple[TurnRow, Sequence[Span]]]) -> Iterator[str]:
 
 def _flat(row: TurnRow, span: Span) -> dict[str, Any]:
     return {
-        "trace_id": span.trace_id,
+        "trace_id": span.sent_trace_id,
         "span_id": span.span_id,
-        "parent_span_id": span.parent_span_id,
+        "parent_span_id": span.sent_parent_span_id,
         "agent": row.agent,
         "session_id": row.session_id,
         "name": span.name,

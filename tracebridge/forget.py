@@ -6,10 +6,11 @@ sinks took, what they wrote to files of their own, and the agent's own transcrip
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tracebridge.ids import root_span_id
 from tracebridge.model import GatewayCall, HookEvent
 from tracebridge.spool import Spool, SpoolFile
 from tracebridge.store import Forgotten, Store
@@ -65,10 +66,17 @@ def report_lines(report: ForgetReport) -> list[str]:
             "not deleted: what these took before; delete there the traces below: "
             + ", ".join(stored.sinks)
         )
-        lines += [f"  {trace_id}" for trace_id in stored.trace_ids]
+        lines += [f"  {_there(trace_id, stored.within)}" for trace_id in stored.trace_ids]
     lines += [f"not deleted, the agent's own: {path}" for path in stored.transcripts]
     lines += [f"not deleted, unreadable; remove it: {path}" for path in report.unreadable]
     return lines
+
+
+def _there(trace_id: str, within: Mapping[str, str]) -> str:
+    """Return where a turn is to be found at a backend."""
+    if trace_id not in within:
+        return trace_id
+    return f"{trace_id}, there in {within[trace_id]} below {root_span_id(trace_id)}"
 
 
 def _forget(

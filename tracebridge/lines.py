@@ -21,6 +21,15 @@ _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 def read_objects(path: Path, offset: int) -> Iterator[tuple[dict[str, Any] | str, int]]:
     """Yield each line's JSON object with the offset behind it, or why it is not one.
 
+    Lines are those of `read_lines`.
+    """
+    for line, offset_behind in read_lines(path, offset):
+        yield (parse_object(line) if isinstance(line, bytes) else line), offset_behind
+
+
+def read_lines(path: Path, offset: int) -> Iterator[tuple[bytes | str, int]]:
+    """Yield each line that is not blank with the offset behind it, or why it is passed over.
+
     A last line without its end is left for the next look: the writer may be in the middle of it.
     Raise OSError where the file cannot be read.
     """
@@ -42,7 +51,7 @@ def read_objects(path: Path, offset: int) -> Iterator[tuple[dict[str, Any] | str
             elif line.strip():
                 # Blank lines do not count: a look that gives nothing would never get past them.
                 taken += length
-                yield parse_object(line), offset
+                yield line, offset
 
 
 def parse_object(data: bytes) -> dict[str, Any] | str:

@@ -11,8 +11,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tracebridge.ids import trace_id
-from tracebridge.model import SIDE_CALL, CallIdentity, Chat, Evidence, GatewayCall, Link, Turn
+from tracebridge.ids import root_span_id, trace_id
+from tracebridge.model import (
+    LOGGED,
+    SIDE_CALL,
+    CallIdentity,
+    Chat,
+    Evidence,
+    GatewayCall,
+    Link,
+    Turn,
+)
+from tracebridge.response_ids import comparable, gateway_names, provider_id
 
 # Clocks of one machine, read by different processes.
 SKEW_NS = 1_000_000_000
@@ -44,25 +54,54 @@ def link(
             linked.append((call, found))
         else:
             orphans.append(Orphan(call, found))
-    return linked, orphans
+    return _with_others(linked, orphans)
+
+
+def _with_others(
+    linked: list[tuple[GatewayCall, Link]], orphans: list[Orphan]
+) -> tuple[list[tuple[GatewayCall, Link]], list[Orphan]]:
+    """Link what other gateways saw of a linked call, and what tells no more than that, like it."""
+    known = {name: found for call, found in linked for name in gateway_names(call)}
+    still = []
+    for orphan in orphans:
+        names = [] if orphan.call.is_ours else gateway_names(orphan.call)
+        found = next((known[name] for name in names if name in known), None)
+        if found is None:
+            still.append(orphan)
+        else:
+            linked.append((orphan.call, found))
+    return linked, still
 
 
 class _Index:
     def __init__(self, turns: Sequence[Turn]) -> None:
         self._traces = {turn.trace_id: turn for turn in turns}
+        # Turns that go out in another's trace, by what is told of them as trace and parent.
+        self._within = {
+            (turn.tags.parent_trace_id, root_span_id(turn.trace_id)): turn
+            for turn in turns
+            if turn.tags.parent_trace_id is not None
+        }
         self._by_response: dict[str, Turn] = {}
         self._by_request: dict[str, Turn] = {}
         self._by_tool: dict[str, Turn] = {}
         self._sessions: dict[tuple[str, str], list[Turn]] = defaultdict(list)
+        # By the ids of sessions and of subagents, whichever agent's.
+        self._conversations: dict[str, list[Turn]] = defaultdict(list)
         for turn in sorted(turns, key=lambda turn: (turn.start_ns, turn.trace_id)):
             self._sessions[turn.agent, turn.session_id].append(turn)
+            for conversation in {turn.session_id, *(each.key for each in turn.subagents)}:
+                self._conversations[conversation].append(turn)
             for chat in turn.chats:
                 if chat.told is not None and chat.told.response_id is not None:
-                    self._by_response.setdefault(chat.told.response_id, turn)
+                    self._by_response.setdefault(provider_id(chat.told.response_id), turn)
                 if chat.told is not None and chat.told.request_id is not None:
                     self._by_request.setdefault(chat.told.request_id, turn)
+            # Until it is known who started a subagent, hooks may tell of its tools under any turn.
+            at_home = {None, *(s.key for s in turn.subagents if s.start_ns or s.tool_key)}
             for tool in turn.tools:
-                self._by_tool.setdefault(tool.key, turn)
+                if turn.tool_owners.get(tool.key) in at_home:
+                    self._by_tool.setdefault(tool.key, turn)
 
     def link(self, call: GatewayCall) -> Link | str:
         """Return the link of *call*, or the reason why there is none."""
@@ -77,15 +116,17 @@ class _Index:
     def _exact(self, call: GatewayCall) -> tuple[Turn, Evidence] | None:
         identity = call.identity
         if call.traceparent is not None:
-            turn = self._traces.get(call.traceparent[3:35])
+            told = call.traceparent[3:35], call.traceparent[36:52]
+            turn = self._traces.get(told[0]) or self._within.get(told)
             if turn is not None:
                 return turn, Evidence.TRACEPARENT
         if identity is not None and identity.session_id is not None and identity.turn_key:
             named = trace_id(identity.agent, identity.session_id, identity.turn_key)
             turn = self._traces.get(named)
             return None if turn is None else (turn, Evidence.TURN_ID)
-        if call.response_id is not None and call.response_id in self._by_response:
-            return self._by_response[call.response_id], Evidence.RESPONSE_ID
+        answered = None if call.response_id is None else provider_id(call.response_id)
+        if answered is not None and answered in self._by_response:
+            return self._by_response[answered], Evidence.RESPONSE_ID
         if call.request_id is not None and call.request_id in self._by_request:
             return self._by_request[call.request_id], Evidence.REQUEST_ID
         tools = _tools(call)
@@ -99,13 +140,34 @@ class _Index:
     def _by_window(self, call: GatewayCall) -> Link | str:
         identity = call.identity
         if identity is None:
-            return "no session in the request"
+            return self._by_conversation(call)
         if identity.session_id is None:
             return self._by_agent(call, identity)
         turns = self._sessions.get((identity.agent, identity.session_id), [])
         if identity.turn_key:
             # It says whose it is; a guess would contradict it.
             return SIDE_CALL if identity.is_side_call and not turns else "its turn is not known"
+        return self._by_time(call, turns)
+
+    def _by_conversation(self, call: GatewayCall) -> Link | str:
+        """Link a call of which another gateway tells the session at most, and not the agent."""
+        named = self._conversations.get(call.conversation_id or "", [])
+        if not call.is_ours and call.gateway != LOGGED:
+            turns = named if call.conversation_id is not None else self._traces.values()
+            claims = [(turn, chat) for turn in turns for chat in turn.chats if _is_told(call, chat)]
+            if len({turn.trace_id for turn, _ in claims}) == 1:
+                turn, chat = claims[0]
+                return Link(
+                    trace_id=turn.trace_id,
+                    evidence=Evidence.SESSION_WINDOW,
+                    subagent_id=_container(call, turn) or chat.subagent_id,
+                )
+        if call.conversation_id is None:
+            return "no session in the request"
+        return self._by_time(call, named)
+
+    def _by_time(self, call: GatewayCall, turns: Sequence[Turn]) -> Link | str:
+        """Link a call to the turn of its session that was open then, or the last before."""
         if not turns:
             return "its session is not known"
         during = _open_at(turns, call.start_ns, 0) or _open_at(turns, call.start_ns, SKEW_NS)
@@ -153,11 +215,11 @@ class _Index:
 
 
 def _is_told(call: GatewayCall, chat: Chat) -> bool:
-    """Say whether an agent that keeps no ids may have told of the answer to *call* in *chat*."""
+    """Say whether *chat* may be the answer to *call*, where no id can tell."""
     told = chat.told
     return (
         told is not None
-        and told.response_id is None
+        and (told.response_id is None or not comparable(call, told.response_id))
         and told.usage is not None
         and call.usage is not None
         and told.end_ns is not None
@@ -180,13 +242,16 @@ def _container(call: GatewayCall, turn: Turn) -> str | None:
     """Return the subagent of *turn* that made the call, if it was not the main thread."""
     if call.identity is not None and call.identity.subagent_id is not None:
         return call.identity.subagent_id
+    if any(subagent.key == call.conversation_id for subagent in turn.subagents):
+        return call.conversation_id
     for chat in turn.chats:
         told = chat.told
         if (
             told is not None
             and chat.subagent_id is not None
             and call.response_id is not None
-            and told.response_id == call.response_id
+            and told.response_id is not None
+            and provider_id(told.response_id) == provider_id(call.response_id)
         ):
             return chat.subagent_id
     owners = {turn.tool_owners.get(tool) for tool in _tools(call)}

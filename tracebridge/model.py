@@ -59,6 +59,14 @@ class HookEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpanExport:
+    """Spans that another gateway sent us: an OTLP ExportTraceServiceRequest, as protobuf."""
+
+    time_ns: int
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Tokens of one model call. *input_tokens* includes both cache counts, as in OTel."""
 
@@ -82,6 +90,8 @@ class CallIdentity:
     request_class: str | None = None
     # Key of the agent's own record of the call, where it tells that instead of a response id.
     call_key: str | None = None
+    # Made in a thread of its own, of which no turn tells.
+    is_alone: bool = False
 
     @property
     def is_side_call(self) -> bool:
@@ -91,6 +101,30 @@ class CallIdentity:
 
 # Why no turn claims a title call and the like, where an agent makes them in a thread of their own.
 SIDE_CALL = "a side call in a thread of its own"
+# Of calls that no agent made.
+SCRIPT_CALL = "a call of a script, not of an agent"
+# The gateway of calls that their client made past all gateways, and told us of afterwards.
+LOGGED = "logged"
+
+
+# What gateways behind ours say of a call in the headers of its response, so that it can be found
+# again in their own records.
+UPSTREAM_HEADERS = (
+    "apim-request-id",
+    "cf-aig-cache-status",
+    "cf-aig-log-id",
+    "helicone-id",
+    "x-amzn-requestid",
+    "x-generation-id",
+    "x-litellm-attempted-fallbacks",
+    "x-litellm-attempted-retries",
+    "x-litellm-call-id",
+    "x-litellm-model-id",
+    "x-portkey-trace-id",
+)
+
+
+OWN_GATEWAY = "tracebridge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +140,8 @@ class GatewayCall:
     start_ns: int
     end_ns: int
     identity: CallIdentity | None = None
+    # The session, or the thread of a subagent, where a gateway does not say of which agent.
+    conversation_id: str | None = None
     # The header as the client sent it; never the one we added.
     traceparent: str | None = None
     # "anthropic.messages", "anthropic.count_tokens", ...; "unknown" where nothing was parsed.
@@ -113,7 +149,9 @@ class GatewayCall:
     provider: str | None = None
     server_address: str | None = None
     server_port: int | None = None
+    # What the upstream was asked for, and the alias that stood there before, if one did.
     requested_model: str | None = None
+    model_alias: str | None = None
     model: str | None = None
     streaming: bool = False
     status_code: int | None = None
@@ -127,6 +165,8 @@ class GatewayCall:
     request_id: str | None = None
     stop_reason: str | None = None
     usage: Usage | None = None
+    # How many content blocks the response had, where its API counts them.
+    blocks: int | None = None
     # Tool calls the response asks for, and those whose results the request carries.
     tool_call_ids: tuple[str, ...] = ()
     tool_result_ids: tuple[str, ...] = ()
@@ -142,6 +182,13 @@ class GatewayCall:
     # Of the one command that the gateway was started for: its process, and the user's tags in it.
     launcher_pid: int | None = None
     launcher_env: Mapping[str, str] = field(default_factory=dict)
+    # Whose key it came with, or for whom its client says that it was made.
+    client_name: str | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Say whether our own gateway saw it; others may lie behind it, and have other clocks."""
+        return self.gateway == OWN_GATEWAY
 
     @property
     def is_to_a_model(self) -> bool:
@@ -183,6 +230,8 @@ class ModelCall:
     attempt: int | None = None
     output_text: str | None = None
     tool_call_ids: tuple[str, ...] | None = None
+    # Which content blocks of the answer are told so far, where each is a record of its own.
+    blocks: tuple[str, ...] | None = None
     purpose: str | None = None
 
 
@@ -303,6 +352,9 @@ class SessionInfo:
     end_reason: str | None = None
 
 
+OUTER_PARENT = "parent"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tags:
     """Who the work is for, in the user's own words."""
@@ -315,6 +367,15 @@ class Tags:
     metadata: tuple[tuple[str, str], ...] = ()
     # The traceparent of what the agent was started by: a CI job, an orchestrator.
     outer: str | None = None
+    # "parent" where its turns shall lie in that trace; else they only point there.
+    outer_as: str | None = None
+
+    @property
+    def parent_trace_id(self) -> str | None:
+        """Return the trace in which the turn goes out, where that is not its own."""
+        if self.outer is None or self.outer_as != OUTER_PARENT:
+            return None
+        return self.outer[3:35]
 
 
 Part: TypeAlias = (
@@ -354,7 +415,10 @@ class SpanKind(IntEnum):
     """The numbers are OTLP's."""
 
     INTERNAL = 1
+    SERVER = 2
     CLIENT = 3
+    PRODUCER = 4
+    CONSUMER = 5
 
 
 class Status(IntEnum):
@@ -396,6 +460,20 @@ class Span:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     events: tuple[SpanEvent, ...] = ()
     links: tuple[SpanLink, ...] = ()
+    # Resource of who made it, where that is not the agent.
+    origin: tuple[tuple[str, str], ...] = ()
+    # The span of another's trace under which the whole turn goes out. Here it keeps its own ids.
+    within: SpanLink | None = None
+
+    @property
+    def sent_trace_id(self) -> str:
+        return self.trace_id if self.within is None else self.within.trace_id
+
+    @property
+    def sent_parent_span_id(self) -> str | None:
+        if self.parent_span_id is None and self.within is not None:
+            return self.within.span_id
+        return self.parent_span_id
 
 
 class TurnState(StrEnum):
@@ -431,14 +509,19 @@ class Chat:
     # From 2 where calls failed right before it, and the key of the first of them.
     attempt: int | None = None
     retry_of: str | None = None
+    # The same call as gateways before or behind *seen* tell of it.
+    others: tuple[GatewayCall, ...] = ()
 
     @property
     def start_ns(self) -> int | None:
-        return self._best.start_ns if self._best is not None else None
+        """Return when it began by a clock of this machine; another gateway's may be any other."""
+        best = self.seen if self.seen is not None and self.seen.is_ours else self.told
+        return best.start_ns if best is not None else None
 
     @property
     def end_ns(self) -> int | None:
-        return self._best.end_ns if self._best is not None else None
+        best = self.seen if self.seen is not None and self.seen.is_ours else self.told
+        return best.end_ns if best is not None else None
 
     @property
     def error_type(self) -> str | None:
@@ -481,5 +564,7 @@ class Turn:
     waits: tuple[PermissionAsk, ...] = ()
     subagents: tuple[Subagent, ...] = ()
     compactions: tuple[Compaction, ...] = ()
+    # Keys of the chats that nothing which is still to come can change.
+    final: tuple[str, ...] = ()
     # Who made what: the subagent of a tool call, by tool key.
     tool_owners: Mapping[str, str] = field(default_factory=dict)

@@ -36,6 +36,9 @@ _TABLES: Mapping[str, str] = {
     "outbox": "id",
     "sinks": "rowid",
     "forgotten": "trace_id",
+    "untraced_sessions": "agent, session_id",
+    "sink_levels": "name",
+    "foreign_spans": "trace_id, span_id",
     "notes": "rowid",
     "counters": "rowid",
 }

@@ -8,13 +8,13 @@ Every pattern runs in time linear in the text: each repetition is bounded, or ea
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias, TypeVar
 
 from tracebridge.model import GatewayCall, Sighting
-from tracebridge.vendor_secrets import without_vendor_secrets
+from tracebridge.vendor_secrets import long_words, without_vendor_secrets
 
 Record = TypeVar("Record")
 # Of the user's own; where one has a group "secret", only that is taken out.
@@ -33,12 +33,14 @@ VENDOR_HINTS = (
     "pscale_tkn_ fw_ sg. sk key- dapi :aa"
 )
 # Kind, what a text must hold in lower case to be worth the pattern, and the pattern. Where it has
-# a group "secret", only that is taken out.
-RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
-    (kind, tuple(hints.split(" ")), re.compile(pattern))
-    for kind, hints, pattern in (
+# a group "secret", only that is taken out. If what it finds is always one piece without a break, its
+# least length stands before the hints, and a text is searched only if it has a piece as long.
+RULES: tuple[tuple[str, int, tuple[str, ...], re.Pattern[str]], ...] = tuple(
+    (kind, least, tuple(hints.split(" ")), re.compile(pattern))
+    for kind, least, hints, pattern in (
         (
             "private-key",
+            0,
             "private key",
             rf"-----BEGIN {_PRIVATE_KEY}(?:"
             rf"(?:[^-]|-(?!----)){{1,20000}}-{{5,6}}END {_PRIVATE_KEY}"
@@ -48,6 +50,7 @@ RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
         ),
         (
             "api-key",
+            19,
             "sk- sk_ pk- pk_ rk- rk_",
             # Names of things may begin so too; keys have a digit or a long part without a break.
             rf"{_START}(?:sk|pk|rk|gsk)[-_](?=[0-9A-Za-z_-]{{0,100}}\d|[A-Za-z]{{20}})"
@@ -55,28 +58,33 @@ RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
         ),
         (
             "aws-key",
+            20,
             "akia asia aroa aida abia acca a3t",
             rf"{_START}(?:AKIA|ASIA|AROA|AIDA|ABIA|ACCA|A3T[A-Z0-9])[0-9A-Z]{{16}}\b",
         ),
-        ("mailchimp-key", "-us", rf"{_START}[0-9a-f]{{32}}-us[0-9]{{1,2}}\b"),
+        ("mailchimp-key", 36, "-us", rf"{_START}[0-9a-f]{{32}}-us[0-9]{{1,2}}\b"),
         (
             "discord-token",
+            59,
             ".",
             # Only where three parts of just these lengths stand together.
             rf"{_START}[AMNO][0-9A-Za-z_-]{{23,25}}\.[0-9A-Za-z_-]{{6}}\.[0-9A-Za-z_-]{{27,40}}\b",
         ),
         (
             "google-key",
+            25,
             "aiza ya29. gocspx-",
             rf"{_START}(?:AIza[0-9A-Za-z_-]{{30,}}|ya29\.[0-9A-Za-z_-]{{20,}}|GOCSPX-[0-9A-Za-z_-]{{20,}})",
         ),
         (
             "github-token",
+            24,
             "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_",
             rf"{_START}(?:gh[pousr]_[0-9A-Za-z]{{20,}}|github_pat_[0-9A-Za-z_]{{20,}})",
         ),
         (
             "token",
+            20,
             VENDOR_HINTS,
             rf"{_START}(?:"
             r"(?:gl(?:pat|dt|rt|cbt|ptt|soat)-|xox[abceoprs]-|xapp-|pypi-|PMAK-|NRAK-|tskey-|pplx-|"
@@ -91,16 +99,27 @@ RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
         ),
         (
             "token",
+            0,
             "hooks.slack.com",
             r"hooks\.slack\.com/services/(?P<secret>T[0-9A-Z]{4,20}/B[0-9A-Z]{4,20}/\w{8,40})",
         ),
         (
             "jwt",
+            20,
             "eyj",
             rf"{_START}eyJ[0-9A-Za-z_-]{{8,}}\.[0-9A-Za-z_-]{{8,}}(?:\.[0-9A-Za-z_-]*)?",
         ),
         (
+            "headers",
+            0,
+            "_headers",
+            # A variable that holds headers: ANTHROPIC_CUSTOM_HEADERS, OTEL_EXPORTER_OTLP_HEADERS.
+            rf"{_START}[A-Z][0-9A-Z_]{{2,60}}_HEADERS\\{{0,3}}[\"']?\s{{0,3}}[:=]\s{{0,3}}\\{{0,3}}[\"']?"
+            r"(?P<secret>[A-Za-z][0-9A-Za-z-]{1,60}(?:=|: ?)[^\n\\\"'`]{1,2000})",
+        ),
+        (
             "authorization",
+            0,
             "authorization api-key",
             rf"(?i){_START}(?:proxy-)?(?:authorization|x-api-key|x-goog-api-key|api-key)\\{{0,3}}"
             r"[\"']?\s{0,3}[:=]\s{0,3}\\{0,3}[\"']?(?:(?:bearer|basic|token|apikey|digest)\s{1,3})?"
@@ -108,6 +127,7 @@ RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
         ),
         (
             "authorization",
+            0,
             "bearer basic token",
             # "Basic understanding" is none.
             rf"(?i){_START}(?:bearer|basic|token)\s{{1,3}}"
@@ -115,47 +135,60 @@ RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
         ),
         (
             "cookie",
+            0,
             "cookie",
             r"(?i)\bcookie\\{0,3}[\"']?: ?\\{0,3}[\"']?(?P<secret>[\w.-]{1,80}=[^\"'\\\n]{4,})",
         ),
         (
             "password",
+            0,
             "://",
             rf"{_START}[A-Za-z][0-9A-Za-z+.-]{{1,20}}://[^\s/:@\"'\\]{{0,100}}:"
             r"(?P<secret>[^\s/@\"'\\]{1,200})@",
         ),
         (
             "password",
+            0,
             "curl",
             r"\bcurl\b[^\n]{0,200}?\s(?:-u|--user)[ =]\\?[\"']?[^\s:\"'\\]{1,100}:"
             r"(?P<secret>[^\s\"'\\]{1,200})",
         ),
         (
             "password",
+            0,
             "login",
             r"\blogin\s{1,3}\S{1,100}\s{1,3}password\s{1,3}(?P<secret>[^\s\"'\\]{1,200})",
         ),
         (
             "secret",
+            0,
             "--",
             r"--[a-z0-9-]{0,30}(?:password|passwd|passphrase|secret|token|(?:api|access|secret)-?key)"
             r" \\?[\"']?(?P<secret>[^\s\"'\\$<-][^\s\"'\\]{3,})",
         ),
         (
             "secret",
+            0,
             "<",
             r"(?i)<[\w:.]{0,30}(?:password|secret|token|api_?key)>(?P<secret>[^<\s][^<\n]{3,500})</",
         ),
         (
             "secret",
+            0,
             "?",
             r"(?i)[?&][\w-]{0,30}(?:token|secret|password|passwd|api_?key|signature|sig)="
             r"(?P<secret>[^&\s\"'\\#]{3,})",
         ),
-        ("password", ";", r"(?i)(?<=;)\s?(?:password|pwd)=(?P<secret>[^;\s\"'\\]{3,})"),
+        (
+            "password",
+            0,
+            "password= pwd=",
+            r"(?i)(?<=;)\s?(?:password|pwd)=(?P<secret>[^;\s\"'\\]{3,})",
+        ),
         # A key by a name that says no more than that, with a value that nobody would type.
         (
             "secret",
+            0,
             "_key=",
             r"[A-Z0-9]_KEY=\\?[\"']?(?P<secret>(?=[A-Za-z+/=_-]{0,40}\d)[0-9A-Za-z+/=_-]{16,})",
         ),
@@ -176,6 +209,12 @@ ASSIGNMENT = re.compile(
     r"|(?P<bare>[^\s\"'\\`]{3,2000}))"
 )
 ASSIGNMENT_HINTS = ("key", "secret", "token", "passw", "passphrase", "pwd", "credential", "_pass")
+# What may follow such a hint where something is assigned, in lower case; and how far before the hint
+# its name can begin.
+ASSIGNS = re.compile(r"(?:or)?d?s?(?:_[a-z0-9]{1,11}){0,3}\\{0,3}[\"'`]?\]?\??\s{0,3}[=!:]")
+LONGEST_BEGINNING = len("subscription_")
+# Ids, names and paths: nothing is assigned, no line has an end, and no option has a value.
+UNSUSPICIOUS = re.compile(r"[\w./@-]*")
 # What stands for a secret and is none: a variable, a template, a mark (ours too), a type's name.
 PLACEHOLDER = re.compile(
     r"(?i)[$<%{\[(*&]|your[_-]|x{3,}$|\.{3}"
@@ -197,12 +236,23 @@ KEY_TAIL = re.compile(
 KEY_TAIL_LENGTH = 8000
 # A key that stood right behind another one has a beginning only once that one is gone.
 MOST_PASSES = 8
+SHORT = 128
 
 
 def scrub_text(text: str, patterns: Patterns = ()) -> str:
     """Return *text* with every secret that a rule or one of *patterns* knows replaced by a mark."""
     for pattern in patterns:
         text = pattern.sub(partial(_marked, "secret"), text)
+    return _short_scrubbed(text) if len(text) <= SHORT else _scrubbed(text)
+
+
+# Ids and names come again and again.
+@lru_cache(maxsize=4096)
+def _short_scrubbed(text: str) -> str:
+    return _scrubbed(text)
+
+
+def _scrubbed(text: str) -> str:
     for _ in range(MOST_PASSES):
         scrubbed = _scrubbed_once(text)
         if scrubbed == text:
@@ -212,32 +262,68 @@ def scrub_text(text: str, patterns: Patterns = ()) -> str:
 
 
 def _scrubbed_once(text: str) -> str:
-    # No pattern is tried in vain: of most texts this leaves two or three.
+    before, words = text, long_words(text)
+    if not words and UNSUSPICIOUS.fullmatch(text):
+        return text
     lower = text.lower()
-    for kind, hints, pattern in RULES:
-        if any(hint in lower for hint in hints):
-            text = pattern.sub(partial(_marked, kind), text)
-    text = without_vendor_secrets(text, lower)
+    long_lower = b"\n".join(word for _, word in words).lower().decode()
+    longest = max((len(word) for _, word in words), default=0)
+    # No pattern is tried in vain: of most texts this leaves two or three.
+    for kind, least, hints, pattern in RULES:
+        if least > longest:
+            continue
+        for hint in hints:
+            if hint in (long_lower if least else lower):
+                text = pattern.sub(partial(_marked, kind), text)
+                break
+    text = without_vendor_secrets(text, lower, words if text == before else None)
     if "private key" in lower:
         text = _without_key_tails(text)
-    if any(hint in lower for hint in ASSIGNMENT_HINTS):
-        text = ASSIGNMENT.sub(_marked_assignment, text)
-    return text
+    return _without_assigned(text)
+
+
+def _without_assigned(text: str) -> str:
+    """Do what replacing each match of ASSIGNMENT does, but try it only where it can begin."""
+    lower = text.lower()
+    hints = sorted(
+        {match.start() - len(hint) for hint in ASSIGNMENT_HINTS for match in _behind(hint, lower)}
+    )
+    if hints and len(lower) != len(text):
+        # Some letters become two: then places in one are not places in the other.
+        return ASSIGNMENT.sub(_marked_assignment, text)
+    pieces = []
+    done = 0
+    for hint in hints:
+        for start in range(max(done, hint - LONGEST_BEGINNING), hint + 1):
+            if (match := ASSIGNMENT.match(text, start)) is not None:
+                pieces += [text[done:start], _marked_assignment(match)]
+                done = match.end()
+                break
+    return "".join([*pieces, text[done:]]) if pieces else text
+
+
+def _behind(hint: str, lower: str) -> Iterator[re.Match[str]]:
+    """Yield what stands behind each *hint* after which something may be assigned."""
+    place = lower.find(hint)
+    while place >= 0:
+        if (match := ASSIGNS.match(lower, place + len(hint))) is not None:
+            yield match
+        place = lower.find(hint, place + 1)
 
 
 def scrub_sighting(sighting: Sighting, patterns: Patterns = ()) -> Sighting:
-    return replace(sighting, part=_scrubbed(sighting.part, patterns))
+    return replace(sighting, part=_without_secrets(sighting.part, patterns))
 
 
 def scrub_call(call: GatewayCall, patterns: Patterns = ()) -> GatewayCall:
     return replace(
-        _scrubbed(call, patterns),
+        _without_secrets(call, patterns),
         request_headers={k: scrub_text(v, patterns) for k, v in call.request_headers.items()},
         response_headers={k: scrub_text(v, patterns) for k, v in call.response_headers.items()},
     )
 
 
-def _scrubbed(record: Record, patterns: Patterns) -> Record:
+def _without_secrets(record: Record, patterns: Patterns) -> Record:
     changed: dict[str, Any] = {}
     for field in fields(record):  # type: ignore[arg-type]  # only records come here
         value = getattr(record, field.name)

@@ -83,7 +83,11 @@ PERMISSION_MODE = "tracebridge.permission_mode"
 # Of the span that the agent was started in: a CI job, an orchestrator.
 OUTER_TRACE = "tracebridge.outer.trace_id"
 OUTER_SPAN = "tracebridge.outer.span_id"
+# "parent" where the turn goes out within that trace.
+OUTER_AS = "tracebridge.outer.as"
 TURN_KEY = "tracebridge.turn.key"
+# The trace id by which the turn is known here, where it goes out in another's trace.
+TURN_TRACE = "tracebridge.turn.trace_id"
 TURN_OUTCOME = "tracebridge.turn.outcome"
 TURN_ORIGIN = "tracebridge.turn.origin"
 TURN_INPUT_TOKENS = "tracebridge.turn.usage.input_tokens"
@@ -115,8 +119,18 @@ LLM_REQUEST_BYTES = "tracebridge.llm.request_bytes"
 LLM_RESPONSE_BYTES = "tracebridge.llm.response_bytes"
 LLM_DIALECT = "tracebridge.llm.dialect"
 LLM_GATEWAY = "tracebridge.llm.gateway"
+# What the agent asked for where our gateway put another model, `gen_ai.request.model`, in its place.
+LLM_MODEL_ALIAS = "tracebridge.llm.model_alias"
+# What an upstream gateway calls the call in its own records, by the response header that says it.
+LLM_UPSTREAM_PREFIX = "tracebridge.llm.upstream."
 # Name and version of the price list that a cost was read from.
 LLM_PRICE_LIST = "tracebridge.llm.price_list"
+# Of a span that came from another gateway: where it lay before, and what a backend would count twice.
+ORIGINAL_PREFIX = "tracebridge.original."
+ORIGINAL_TRACE = "tracebridge.original.trace_id"
+ORIGINAL_PARENT = "tracebridge.original.parent_span_id"
+# By how much a gateway's clock puts a call outside of the turn that made it.
+CLOCK_SKEW_MS = "tracebridge.clock_skew_ms"
 START_UNKNOWN = "tracebridge.start_unknown"
 END_UNKNOWN = "tracebridge.end_unknown"
 THINKING_CHARACTERS = "tracebridge.thinking.characters"

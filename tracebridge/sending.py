@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from tracebridge import semconv
 from tracebridge.delivery import deliver
 from tracebridge.encode import encode_span
+from tracebridge.foreign import by_origin
 from tracebridge.ids import root_span_id, trace_id
+from tracebridge.levels import keep_levels
 from tracebridge.model import Span, SpanKind
 from tracebridge.remembered import turns_of_session
 from tracebridge.settings import Settings
@@ -51,14 +53,16 @@ def send_again(
     settings: Settings,
 ) -> list[Sent]:
     """Send finished turns to these sinks, whoever had them before: same ids, same content."""
+    keep_levels(store, sinks, settings)
     with store.transaction():
         for row, spans in turns:
             resource = resource_of(row.agent, spans, settings.resource)
             told = [span for span in spans if span.end_ns is not None]
             for sink in sinks:
                 offered = _reduced(told, row, store, sink)
-                encoded = [(span.span_id, encode_span(span)) for span in offered]
-                store.offer(row.trace_id, encoded, resource, [sink.name])
+                for origin, group in by_origin(offered):
+                    encoded = [(span.span_id, encode_span(span)) for span in group]
+                    store.offer(row.trace_id, encoded, origin or resource, [sink.name])
     return deliver_now(store, sinks)
 
 

@@ -45,9 +45,21 @@ SETTINGS = (
     Setting("sinks", "", "where finished spans go, separated by commas: see `tracebridge sink`"),
     Setting("scrub_patterns", "", "expressions of secrets of your own, as a list or one a line"),
     Setting("untraced", "", "folders in which nothing is recorded, as a list or one a line"),
+    Setting("records", "", "folders with files of other gateways' calls, as a list or one a line"),
+    Setting("respan_logs", "", "where Respan's key is found, to read its request logs: ENV:NAME"),
 )
+# What requests, OpenSSL and gRPC take certificates from.
+WAYS = (
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+)
+# Where spans go, and where records come from and with whose key.
+_PLACES = frozenset({"TRACEBRIDGE_SINKS", "TRACEBRIDGE_RECORDS", "TRACEBRIDGE_RESPAN_LOGS"})
 # Those that may be written as a list.
-LISTS = ("scrub_patterns", "untraced")
+LISTS = ("scrub_patterns", "untraced", "records")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +115,10 @@ class Settings:
     def untraced(self) -> tuple[Path, ...]:
         return tuple(Path(line).expanduser() for line in self._lines("untraced"))
 
+    @property
+    def records(self) -> tuple[Path, ...]:
+        return tuple(Path(line).expanduser().absolute() for line in self._lines("records"))
+
     def _lines(self, name: str) -> list[str]:
         return [line for line in self.values[name].value.splitlines() if line.strip()]
 
@@ -125,18 +141,21 @@ def home(env: Mapping[str, str]) -> Path:
 def read_settings(env: Mapping[str, str] | None = None, *, file_first: bool = False) -> Settings:
     """Return the settings in force. Raise SettingsError where one of them cannot be used.
 
-    *file_first*: what the user's file says beats the environment, which is that of an agent and
-    may have come from a project: its settings, or a .env file that the agent reads.
+    *file_first*: the environment is that of an agent, and may have come from a project: its
+    settings, or a .env file that the agent reads. What the user's file says beats it, and where
+    spans go, by which way and with whose key is for the file alone to say.
     """
     env = os.environ if env is None else env
     place = home(env)
     file = place / CONFIG
     written = _read_file(file)
+    # Our gateway's own business, read by itself.
+    written.pop("gateway", None)
     file_env = written.pop("env", {})
     if not isinstance(file_env, dict):
         raise SettingsError(f'{file}: [env] is not a table; write NAME = "value" lines below it')
-    if file_first and ("sinks" in written or any(map(_is_destination, file_env))):
-        env = {name: value for name, value in env.items() if not _is_destination(name)}
+    if file_first:
+        env = without_destinations(env)
     names = [setting.name for setting in SETTINGS]
     for name in written:
         # A typing error in `content` must not send what was to be kept back.
@@ -151,6 +170,11 @@ def read_settings(env: Mapping[str, str] | None = None, *, file_first: bool = Fa
             origin = Origin(env[setting.variable], setting.variable)
         values[setting.name] = origin
     merged = {name: _text(file, f"env.{name}", value) for name, value in file_env.items()}
+    for name, value in merged.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise SettingsError(
+                f"{file}: env.{name!r} is nothing that a variable can be; correct it"
+            )
     merged = dict(env) | merged if file_first else merged | dict(env)
     merged["TRACEBRIDGE_SINKS"] = values["sinks"].value
     settings = Settings(place, values, merged)
@@ -160,8 +184,19 @@ def read_settings(env: Mapping[str, str] | None = None, *, file_first: bool = Fa
     return settings
 
 
-def _is_destination(variable: str) -> bool:
-    return variable == "TRACEBRIDGE_SINKS" or variable.startswith(_destinations())
+def without_destinations(env: Mapping[str, str]) -> dict[str, str]:
+    """Return *env* without what says where spans go, by which way and with whose key."""
+    return {name: value for name, value in env.items() if not is_destination(name)}
+
+
+def is_destination(variable: str) -> bool:
+    named = variable in _PLACES or variable.startswith(_destinations())
+    return named or is_way(variable)
+
+
+def is_way(variable: str) -> bool:
+    """Say whether a variable names a proxy, or whom to believe that it is the backend."""
+    return variable.upper().endswith("_PROXY") or variable in WAYS
 
 
 @cache

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from enum import StrEnum
 from itertools import chain
 from pathlib import PurePath
@@ -17,8 +17,10 @@ from pathlib import PurePath
 from tracebridge import semconv
 from tracebridge.chats import call_key
 from tracebridge.ids import root_span_id, span_id
-from tracebridge.linker import Orphan
+from tracebridge.linker import SKEW_NS, Orphan
 from tracebridge.model import (
+    OUTER_PARENT,
+    UPSTREAM_HEADERS,
     AttributeValue,
     Chat,
     Compaction,
@@ -63,24 +65,73 @@ class Content(StrEnum):
 
 def render(turn: Turn, content: Content = Content.REDACTED) -> tuple[Span, ...]:
     """Return the spans of *turn*, the root last. Of an open turn, what runs has no end yet."""
-    return tuple(_Renderer(turn, content).spans())
+    return tuple(placed(turn, _Renderer(turn, content).spans()))
 
 
-def render_orphan(orphan: Orphan, trace_id: str, content: Content = Content.REDACTED) -> Span:
-    """Return the span of a call that no turn claimed, as a small trace of its own."""
+def placed(turn: Turn, spans: Iterable[Span]) -> Iterable[Span]:
+    """Return *spans* of *turn*, to go out in the trace in which its user wants it."""
+    if turn.tags.parent_trace_id is None:
+        return spans
+    outer = _outer(turn.tags)
+    return [replace(span, within=outer) for span in spans]
+
+
+def final_spans(turn: Turn, spans: Iterable[Span]) -> list[Span]:
+    """Return those of the *spans* of an open turn that will not change any more.
+
+    The rest waits for the turn's end: tools may still be found to have asked or edited, and what a
+    subagent did may still be found to belong to another turn.
+    """
+    chats = {span_id(turn.trace_id, "llm", key) for key in turn.final}
+    return [
+        span
+        for span in spans
+        if span.span_id in chats
+        or (
+            span.parent_span_id in chats
+            and span.attributes.get(semconv.SPAN_TYPE) == "thinking"
+            and span.end_ns is not None
+            and semconv.END_UNKNOWN not in span.attributes
+        )
+    ]
+
+
+def render_orphan(
+    orphan: Orphan,
+    trace_id: str,
+    content: Content = Content.REDACTED,
+    parent_span_id: str | None = None,
+) -> Span:
+    """Return the span of a call that no turn claimed: a small trace of its own, without a parent."""
     identity = orphan.call.identity
     span = _chat_span(
         Chat(key=call_key(orphan.call), seen=orphan.call),
         trace_id=trace_id,
-        parent_span_id=None,
+        parent_span_id=parent_span_id,
         common=_common(
             identity.session_id if identity is not None else None,
-            Tags(),
+            Tags(customer_id=orphan.call.client_name),
         ),
         content=content,
     )
     reason: Mapping[str, AttributeValue] = {semconv.LINK_REASON: orphan.reason}
     return _with(span, reason)
+
+
+def common_of(turn: Turn) -> Mapping[str, AttributeValue]:
+    """Return what stands on every span of *turn*."""
+    return _known(_common(turn.session_id, turn.tags))
+
+
+def clock_skew_ms(call: GatewayCall, turn: Turn) -> int | None:
+    """Return by how much another gateway's clock puts a call outside of its turn, None if inside."""
+    if call.is_ours or turn.end_ns is None:
+        return None
+    early_ns = turn.start_ns - call.start_ns
+    late_ns = call.end_ns - turn.end_ns
+    if max(early_ns, late_ns) <= SKEW_NS:
+        return None
+    return (late_ns if late_ns > early_ns else -early_ns) // 1_000_000
 
 
 def resource_of(
@@ -196,6 +247,8 @@ class _Renderer:
             semconv.PERMISSION_MODE: turn.info.permission_mode,
             semconv.OUTER_TRACE: turn.tags.outer and turn.tags.outer[3:35],
             semconv.OUTER_SPAN: turn.tags.outer and turn.tags.outer[36:52],
+            semconv.OUTER_AS: turn.tags.outer_as,
+            semconv.TURN_TRACE: turn.trace_id if turn.tags.parent_trace_id else None,
             semconv.TURN_KEY: turn.turn_key,
             semconv.TURN_OUTCOME: turn.outcome,
             semconv.TURN_ORIGIN: prompt.origin if prompt is not None else None,
@@ -228,7 +281,7 @@ class _Renderer:
             status_message=turn.error_type or "failed" if failed else "",
             attributes=_known(self._common, own),
             events=tuple(self._prompt_event(prompt) for prompt in turn.prompts[1:]),
-            links=_outer_link(turn.tags),
+            links=_outer_links(turn.tags),
         )
 
     def _prompt_event(self, prompt: Prompt) -> SpanEvent:
@@ -247,13 +300,15 @@ class _Renderer:
         parent = self._container(chat.subagent_id)
         if chat.compaction_key is not None:
             parent = self._id("compaction", chat.compaction_key)
-        return _chat_span(
+        span = _chat_span(
             chat,
             trace_id=self._turn.trace_id,
             parent_span_id=parent,
             common=self._common,
             content=self._content,
         )
+        skew_ms = None if chat.seen is None else clock_skew_ms(chat.seen, self._turn)
+        return span if skew_ms is None else _with(span, {semconv.CLOCK_SKEW_MS: skew_ms})
 
     def _thinking(self, thinking: Thinking) -> Span:
         chat = self._chats.get(thinking.call_key)
@@ -436,7 +491,7 @@ def _chat_span(
         own[semconv.LINK_EVIDENCE] = "response_id" if told.response_id else "request_id"
         own[semconv.LINK_CONFIDENCE] = "exact"
     if seen is not None:
-        own |= _gateway_attributes(seen)
+        own |= _gateway_attributes(seen, chat.others)
     if call.start_ns is None:
         own[semconv.START_UNKNOWN] = True
     message = _content_text(call.error_message, content) or call.error_type or ""
@@ -454,7 +509,7 @@ def _chat_span(
     )
 
 
-def _gateway_attributes(seen: GatewayCall) -> Attributes:
+def _gateway_attributes(seen: GatewayCall, others: Sequence[GatewayCall] = ()) -> Attributes:
     first_ns = seen.first_token_ns or seen.first_byte_ns
     return {
         semconv.REQUEST_STREAM: seen.streaming,
@@ -464,8 +519,15 @@ def _gateway_attributes(seen: GatewayCall) -> Attributes:
         semconv.LLM_REQUEST_BYTES: seen.request_bytes,
         semconv.LLM_RESPONSE_BYTES: seen.response_bytes,
         semconv.LLM_DIALECT: seen.dialect,
-        semconv.LLM_GATEWAY: seen.gateway,
+        semconv.LLM_GATEWAY: "+".join(
+            dict.fromkeys((seen.gateway, *(other.gateway for other in others)))
+        ),
+        semconv.LLM_MODEL_ALIAS: seen.model_alias,
         semconv.RESPAN_GATEWAY_LOG_ID: seen.response_headers.get("x-respan-log-id"),
+        **{
+            semconv.LLM_UPSTREAM_PREFIX + name: seen.response_headers.get(name)
+            for name in UPSTREAM_HEADERS
+        },
     }
 
 
@@ -563,6 +625,10 @@ def _call(chat: Chat) -> ModelCall:
     if seen is None:
         return told if told is not None else ModelCall(key=chat.key)
     told = told if told is not None else ModelCall(key=chat.key)
+    behind = next((other.usage for other in chat.others if other.usage is not None), None)
+    usage = _filled(seen.usage or behind, told.usage) if not seen.is_ours else seen.usage
+    # Other gateways translate the reason into words of their own.
+    reasons = (seen.stop_reason, told.stop_reason)
     return replace(
         told,
         response_id=seen.response_id or told.response_id,
@@ -572,8 +638,8 @@ def _call(chat: Chat) -> ModelCall:
         provider=seen.provider or told.provider,
         start_ns=seen.start_ns,
         end_ns=seen.end_ns,
-        usage=seen.usage or told.usage,
-        stop_reason=seen.stop_reason or told.stop_reason,
+        usage=usage or told.usage or behind,
+        stop_reason=next(filter(None, reasons if seen.is_ours else reversed(reasons)), None),
         status_code=seen.status_code,
         error_type=seen.error_type,
         error_message=seen.error_message,
@@ -581,11 +647,24 @@ def _call(chat: Chat) -> ModelCall:
     )
 
 
-def _outer_link(tags: Tags) -> tuple[SpanLink, ...]:
-    """Return what points from a turn to the span that its agent was started in."""
+def _filled(usage: Usage | None, more: Usage | None) -> Usage | None:
+    """Return *usage*, with those counts of *more* that it lacks."""
+    if usage is None or more is None:
+        return usage
+    counts = asdict(usage)
+    return replace(more, **{name: count for name, count in counts.items() if count is not None})
+
+
+def _outer(tags: Tags) -> SpanLink | None:
+    """Return what points to the span that the agent was started in."""
     if tags.outer is None:
-        return ()
-    return (SpanLink(trace_id=tags.outer[3:35], span_id=tags.outer[36:52]),)
+        return None
+    return SpanLink(trace_id=tags.outer[3:35], span_id=tags.outer[36:52])
+
+
+def _outer_links(tags: Tags) -> tuple[SpanLink, ...]:
+    outer = _outer(tags)
+    return () if outer is None or tags.outer_as == OUTER_PARENT else (outer,)
 
 
 def _purpose(chat: Chat) -> str | None:

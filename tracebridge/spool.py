@@ -1,14 +1,16 @@
 """The spool: hook events and gateway calls wait here, one file each. The single way in.
 
 A file is written in `tmp/` and renamed into `new/`, so whoever reads sees whole files only. Its
-name starts with the time in nanoseconds. What is in it, in format 1:
+name starts with the time in nanoseconds, or with `mtime-` where its writer cannot tell the time as
+fast as a hook must be. What is in it, in format 1:
 
     name=value NUL name=value NUL ... NUL NUL payload
 
-The fields are `format` (1), `kind` ("hook" or "call"), `time_ns`, and for hooks also `agent`,
-`pid`, `payload_bytes` and one `env.NAME` for each allow-listed variable. The payload of a hook is
-what the agent sent, untouched; that of a call is a `GatewayCall` as JSON. NUL separated because it
-can be written without a JSON encoder: by a hook that has no time to import one, and by `sh`.
+The fields are `format` (1), `kind` ("hook", "call", "spans" or "note"), `time_ns`, and for hooks
+also `agent`, `pid`, `payload_bytes` and one `env.NAME` for each allow-listed variable. The payload
+of a hook is what the agent sent, untouched; that of a call is a `GatewayCall` as JSON, that of spans
+an OTLP export request, that of a note a text for `status`. NUL separated because it can be written
+without a JSON encoder: by a hook that has no time to import one, and by `sh`.
 """
 
 from __future__ import annotations
@@ -24,9 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracebridge.codec import decode, encode
-from tracebridge.model import GatewayCall, HookEvent
+from tracebridge.model import GatewayCall, HookEvent, SpanExport
 
 SUFFIX = ".event"
+UNTIMED = "mtime-"
+NOTE_BYTES = 200
+# Taken in at once, beside the last file; an export may have megabytes.
+READ_BYTES = 64 * 1024 * 1024
 # No writer takes this long: what is older was left by one that died.
 UNFINISHED_S = 3600
 # The store's integers have 64 bits.
@@ -40,7 +46,7 @@ class SpoolFileError(ValueError):
 @dataclass(frozen=True, slots=True)
 class SpoolFile:
     path: Path
-    content: HookEvent | GatewayCall | SpoolFileError
+    content: HookEvent | GatewayCall | SpanExport | str | SpoolFileError
 
 
 class Spool:
@@ -65,6 +71,18 @@ class Spool:
         """Put *call* into the spool. Raise OSError if the disk does not take it."""
         time_ns = time.time_ns()
         self._write(f"format=1\0kind=call\0time_ns={time_ns}", encode(call), time_ns)
+
+    def take(self, told: HookEvent | SpanExport | str) -> None:
+        """Put what somebody exported into the spool, or a note. Raise OSError as `write_call`."""
+        time_ns = time.time_ns()
+        match told:
+            case HookEvent():
+                self.write_hook(told)
+            case SpanExport():
+                head = f"format=1\0kind=spans\0time_ns={told.time_ns}"
+                self._write(head, told.request, told.time_ns)
+            case str():
+                self._write(f"format=1\0kind=note\0time_ns={time_ns}", told.encode(), time_ns)
 
     def write_hook(self, event: HookEvent) -> None:
         """Put what an agent told in another way into the spool. Raise OSError as `write_call`."""
@@ -98,8 +116,18 @@ class Spool:
 
     def read(self, limit: int = 1000) -> list[SpoolFile]:
         """Return what waits, oldest first, at most *limit* files."""
-        files = map(self._read_file, itertools.islice(self._waiting(), limit))
-        return [file for file in files if file is not None]
+        files: list[SpoolFile] = []
+        size = 0
+        for path in itertools.islice(self.waiting(), limit):
+            file = self._read_file(path)
+            if file is None:
+                continue
+            files.append(file)
+            if isinstance(file.content, SpanExport):
+                size += len(file.content.request)
+                if size > READ_BYTES:
+                    break
+        return files
 
     def all_files(self) -> Iterator[SpoolFile]:
         """Yield every file, also those that were set aside or never finished."""
@@ -111,7 +139,7 @@ class Spool:
                         yield file
 
     def depth(self) -> int:
-        return sum(1 for _ in self._waiting())
+        return sum(1 for _ in self.waiting())
 
     def remove(self, file: SpoolFile) -> None:
         file.path.unlink(missing_ok=True)
@@ -133,14 +161,21 @@ class Spool:
                 if path.lstat().st_mtime < latest:
                     path.unlink(missing_ok=True)
 
-    def _waiting(self) -> Iterator[Path]:
+    def waiting(self) -> Iterator[Path]:
+        """Yield the files that wait, oldest first."""
         try:
-            names = os.listdir(self.new)
+            names = [name for name in os.listdir(self.new) if name.endswith(SUFFIX)]
         except FileNotFoundError:
             return
-        for name in sorted(names):
-            if name.endswith(SUFFIX):
-                yield self.new / name
+        for name in sorted(names, key=self._age):
+            yield self.new / name
+
+    def _age(self, name: str) -> str:
+        if name.startswith(UNTIMED):
+            # Another watcher may have been faster.
+            with contextlib.suppress(FileNotFoundError):
+                return f"{(self.new / name).lstat().st_mtime_ns:020d}"
+        return name
 
     @staticmethod
     def _read_file(path: Path) -> SpoolFile | None:
@@ -180,7 +215,7 @@ def why_not_ours(home: Path) -> str | None:
     return None
 
 
-def parse(data: bytes, mtime_ns: int) -> HookEvent | GatewayCall:
+def parse(data: bytes, mtime_ns: int) -> HookEvent | GatewayCall | SpanExport | str:
     """Return what the bytes of a spool file say; *mtime_ns* stands in for a missing time."""
     head, separator, payload = data.partition(b"\0\0")
     if not separator:
@@ -202,6 +237,10 @@ def parse(data: bytes, mtime_ns: int) -> HookEvent | GatewayCall:
         if not (0 <= call.start_ns < LATEST_NS and 0 <= call.end_ns < LATEST_NS):
             raise SpoolFileError("gateway call: start_ns or end_ns is no time")
         return call
+    if kind == "spans":
+        return SpanExport(time_ns=_number(fields, "time_ns", mtime_ns), request=payload)
+    if kind == "note":
+        return payload[:NOTE_BYTES].decode("utf-8", "replace")
     if kind == "hook":
         return HookEvent(
             agent=fields.get("agent", ""),

@@ -1,12 +1,12 @@
 """What turns come to, one by one or summed: tokens, cost, lines, failures, and where time went.
 
-Pure. What is not known is None, in sums as in rates: a call without a price makes no cost of zero.
+What is not known is None, in sums as in rates: a call without a price makes no cost of zero.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -15,11 +15,14 @@ from rich.cells import cell_len
 
 from tracebridge import semconv
 from tracebridge.model import Span, Status
-from tracebridge.store import TurnRow
+from tracebridge.selection import Selection
+from tracebridge.store import Store, TurnRow
 from tracebridge.tree import count, dollars, elapsed, folder, printable
 from tracebridge.waterfall import fit
 
 GROUPS = ("day", "project", "customer", "model", "tool", "agent", "session")
+# What is summed up in one transaction.
+TURNS_PER_STEP = 1000
 SORTS = ("began", "took", "cost", "tokens", "calls", "tools", "lines")
 
 
@@ -151,24 +154,58 @@ def totals_of(spans: Sequence[Span], now_ns: int) -> Totals:
 
 
 def summed(
-    turns: Iterable[tuple[TurnRow, Sequence[Span]]], by: str, now_ns: int
+    store: Store, selection: Selection, by: str, now_ns: int
 ) -> tuple[dict[str, Totals], Totals]:
-    """Return what *turns* come to by *by*, one of GROUPS, and in all."""
-    groups: dict[str, Totals] = {}
-    everything = Totals()
-    for row, spans in turns:
-        whole = totals_of(spans, now_ns)
-        everything.add(whole)
-        parts: Mapping[str, Totals]
-        if by == "model":
-            parts = _by_span(spans, "llm", semconv.OI_MODEL, _call_totals)
-        elif by == "tool":
-            parts = _by_span(spans, "tool", semconv.TOOL_NAME, partial(_tool_totals, spans=spans))
-        else:
-            parts = {_group(row, spans, by): whole}
-        for name, part in parts.items():
-            groups.setdefault(name, Totals()).add(part)
-    return groups, everything
+    """Return what the selected turns come to by *by*, one of GROUPS, and in all."""
+    _sum_up(store, now_ns)
+    columns = [field.name for field in fields(Totals)]
+    groups, everything = (
+        {
+            name: Totals(**totals)
+            for name, totals in store.sums(
+                each,
+                columns,
+                agent=selection.agent,
+                session_prefix=selection.session or "",
+                project=selection.project,
+                errors=selection.errors,
+                since_ns=selection.since_ns,
+                until_ns=selection.until_ns,
+            ).items()
+        }
+        for each in (by, "")
+    )
+    return groups, everything.get("", Totals())
+
+
+def _sum_up(store: Store, now_ns: int) -> None:
+    """Have the store remember what its turns come to, as far as it does not know."""
+    revision = store.revision()
+    waiting = store.not_summed_up()
+    for first in range(0, len(waiting), TURNS_PER_STEP):
+        # In steps: a watcher may be waiting.
+        with store.transaction():
+            for trace_id in waiting[first : first + TURNS_PER_STEP]:
+                store.put_sums(trace_id, _sums(store.spans(trace_id), now_ns))
+    if waiting:
+        with store.transaction():
+            store.summed_up_to(revision)
+
+
+def _sums(spans: Sequence[Span], now_ns: int) -> Iterator[dict[str, Any]]:
+    root = next((span for span in spans if span.parent_span_id is None), None)
+    parts = {
+        "turn": {folder(root) if root is not None else "": totals_of(spans, now_ns)},
+        "model": _by_span(spans, "llm", semconv.OI_MODEL, _call_totals),
+        "tool": _by_span(spans, "tool", semconv.TOOL_NAME, partial(_tool_totals, spans=spans)),
+    }
+    same = {
+        "cwd": root.attributes.get(semconv.CWD) if root is not None else None,
+        "has_errors": any(span.status is Status.ERROR for span in spans),
+    }
+    for kind, groups in parts.items():
+        for name, totals in groups.items():
+            yield {"kind": kind, "name": name, **same, **asdict(totals)}
 
 
 def stats_lines(groups: Mapping[str, Totals], everything: Totals, by: str, width: int) -> list[str]:
@@ -376,21 +413,6 @@ def _by_span(
             if kind == "llm" and span.end_ns is not None:
                 group.model_ns += span.end_ns - span.start_ns
     return groups
-
-
-def _group(row: TurnRow, spans: Sequence[Span], by: str) -> str:
-    root = next((span for span in spans if span.parent_span_id is None), None)
-    match by:
-        case "day":
-            return time.strftime("%Y-%m-%d", time.localtime(row.start_ns / 1e9))
-        case "project":
-            return (folder(root) if root is not None else "") or "(none)"
-        case "customer":
-            return row.customer_id or "(none)"
-        case "session":
-            return row.session_id
-        case _:
-            return row.agent
 
 
 def _interval(span: Span, now_ns: int) -> tuple[int, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+from tracebridge.destinations import ignored
 from tracebridge.model import Evidence
 from tracebridge.settings import Settings
 from tracebridge.sinks import ReadySink, SinkSettingsError, configured_sinks
@@ -21,7 +23,8 @@ def status(settings: Settings) -> dict[str, Any]:
     except SinkSettingsError as error:
         problem = str(error)
     with Store(settings.home) as store:
-        linked = store.link_counts()
+        by_gateway = store.link_counts_by_gateway()
+        linked = sum(by_gateway.values(), Counter[str]())
         exact = {e: linked.get(e, 0) for e in Evidence if e.confidence == "exact"}
         turns = store.turn_counts()
         known = {row.name: row for row in store.sinks()}
@@ -35,8 +38,10 @@ def status(settings: Settings) -> dict[str, Any]:
                 "inferred": linked.get(Evidence.SESSION_WINDOW, 0),
                 "orphans": linked.get("orphan", 0),
                 "side_calls": linked.get("side", 0),
+                "scripts": linked.get("script", 0),
                 "waiting": linked.get("waiting", 0),
                 "by_evidence": {e.value: linked.get(e, 0) for e in Evidence},
+                "by_gateway": {name: dict(counts) for name, counts in by_gateway.items()},
                 "orphan_reasons": store.orphan_reasons(),
             },
             "spool": Spool(settings.home).depth(),
@@ -56,6 +61,8 @@ def status(settings: Settings) -> dict[str, Any]:
                 for name in names
             ],
             "sink_problem": problem,
+            # Variables that say where spans go, to this shell and to no watcher of a hook.
+            "ignored_by_hooks": ignored(settings),
             "turns": {
                 "open": turns.get("open", 0),
                 "finished": turns.get("finished", 0),
@@ -80,7 +87,13 @@ def status_text(state: dict[str, Any]) -> str:
         f" {turns['abandoned']} abandoned",
         f"calls     {links['exact']} linked exactly, {links['inferred']} inferred,"
         f" {links['orphans']} orphans, {links['waiting']} waiting,"
-        f" {links['side_calls']} side calls" + (f" ({by_evidence})" if by_evidence else ""),
+        f" {links['side_calls']} side calls, {links['scripts']} of scripts"
+        + (f" ({by_evidence})" if by_evidence else ""),
+        *(
+            f"          {name}: " + ", ".join(f"{n} {fate}" for fate, n in counts.items())
+            for name, counts in links["by_gateway"].items()
+            if len(links["by_gateway"]) > 1
+        ),
         *(f"          {n} orphans: {reason}" for reason, n in links["orphan_reasons"].items()),
         f"spool     {state['spool']} waiting",
         f"outbox    {state['outbox']} spans waiting",
@@ -96,6 +109,11 @@ def status_text(state: dict[str, Any]) -> str:
         )
         if sink["last_error"]:
             lines.append(f"          last error: {sink['last_error']}")
+    if state["ignored_by_hooks"]:
+        lines.append(
+            f"ignored   {', '.join(state['ignored_by_hooks'])} of this shell, by watchers that hooks"
+            " start: they send only where config.toml says; to write it there: tracebridge sink --keep"
+        )
     lines += [f"note      {text}: {count}" for text, count in state["notes"].items()]
     lines += [
         f"setting   {name} = {setting['value']!r} ({setting['origin']})"

@@ -10,9 +10,11 @@ import fcntl
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -23,7 +25,10 @@ import orjson
 from tracebridge.agents import Cursor
 from tracebridge.codec import PARTS, decode, encode, part_kind
 from tracebridge.model import (
+    OWN_GATEWAY,
+    SCRIPT_CALL,
     SIDE_CALL,
+    Evidence,
     GatewayCall,
     Link,
     SessionInfo,
@@ -44,6 +49,8 @@ CHANGED = "store.changed"
 # How long one process waits for another's transaction.
 BUSY_S = 30.0
 TURNS_PER_PAGE = 200
+# SQLite's integers have 64 bits.
+LATEST_NS = 2**63 - 1
 # Longer than any sink is left alone: a later time was written by a clock that has been corrected.
 LONGEST_POSTPONEMENT_NS = 2 * 3600 * 1_000_000_000
 DAMAGED_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -127,7 +134,67 @@ MIGRATIONS = (
         PRIMARY KEY (agent, session_id)
     ) WITHOUT ROWID;
     """,
+    # Not a column of its own: rows saved out of a damaged older store have none.
+    """
+    ALTER TABLE calls ADD COLUMN gateway TEXT GENERATED ALWAYS AS (
+        CASE WHEN json_valid(CAST(body AS TEXT))
+        THEN json_extract(CAST(body AS TEXT), '$.gateway') END
+    ) VIRTUAL;
+    CREATE INDEX calls_of_gateway ON calls (gateway, evidence, reason, trace_id);
+    CREATE INDEX calls_of_scripts ON calls (reason, start_ns) WHERE evidence IS NULL;
+    """,
+    """
+    CREATE INDEX sightings_of_turn ON sightings (agent, session_id, turn_key, subagent_id);
+    DROP INDEX sightings_of_session;
+    CREATE INDEX sightings_of_subagents ON sightings (agent, session_id)
+        WHERE substr(body, 1, 11) = CAST('["Subagent"' AS BLOB);
+    CREATE TABLE settled_turns (trace_id TEXT PRIMARY KEY, told_to INTEGER NOT NULL) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE untraced_sessions (
+        agent TEXT NOT NULL, session_id TEXT NOT NULL, known_ns INTEGER NOT NULL,
+        PRIMARY KEY (agent, session_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE sink_levels (name TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE foreign_spans (
+        trace_id TEXT NOT NULL, span_id TEXT NOT NULL, taken_ns INTEGER NOT NULL,
+        resource BLOB NOT NULL, scope BLOB NOT NULL, body BLOB NOT NULL, told_as TEXT,
+        PRIMARY KEY (trace_id, span_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX foreign_spans_waiting ON foreign_spans (trace_id) WHERE told_as IS NULL;
+    CREATE INDEX foreign_spans_told_as ON foreign_spans (told_as);
+    """,
+    # What turns come to, so that `stats` need not read all spans. The columns are those of
+    # `stats.Totals`; when they, or what they mean, change, drop the rows and set 'summed' to 0.
+    """
+    CREATE TABLE turn_sums (
+        trace_id TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+        cwd TEXT, has_errors INTEGER NOT NULL,
+        turns INTEGER, failed_turns INTEGER, calls INTEGER, failed_calls INTEGER, retries INTEGER,
+        tool_calls INTEGER, failed_tool_calls INTEGER, input_tokens INTEGER, output_tokens INTEGER,
+        cache_read_tokens INTEGER, cost_usd REAL, unpriced_calls INTEGER, lines_added INTEGER,
+        lines_removed INTEGER, model_ns INTEGER, tools_ns INTEGER, human_ns INTEGER,
+        agent_ns INTEGER, linked_exactly INTEGER, linked_by_inference INTEGER,
+        told_by_transcript_alone INTEGER, orphans INTEGER,
+        PRIMARY KEY (trace_id, kind, name)
+    ) WITHOUT ROWID;
+    CREATE INDEX turns_by_state ON turns (state);
+    INSERT INTO counters VALUES ('summed', 0);
+    """,
 )
+# By what sums are grouped, and the kind of rows that have it; "turn" for those of a turn as a whole.
+SUM_GROUPS = {
+    "day": ("turn", "strftime('%Y-%m-%d', start_ns / 1000000000, 'unixepoch', 'localtime')"),
+    "project": ("turn", "iif(name = '', '(none)', name)"),
+    "customer": ("turn", "iif(coalesce(customer_id, '') = '', '(none)', customer_id)"),
+    "agent": ("turn", "agent"),
+    "session": ("turn", "session_id"),
+    "model": ("model", "name"),
+    "tool": ("tool", "name"),
+    "": ("turn", "''"),
+}
 
 
 class StoreError(Exception):
@@ -158,6 +225,25 @@ class TurnRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SightingGroup:
+    """Sightings that name the same turn and subagent; the ids are those of the first and last."""
+
+    turn_key: str | None
+    subagent_id: str | None
+    first_id: int
+    last_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignRow:
+    """A span of another gateway: its ids there; resource, scope and the span itself, encoded."""
+
+    trace_id: str
+    span_id: str
+    parts: tuple[bytes, bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class SinkRow:
     name: str
     waiting: int
@@ -181,6 +267,8 @@ class Forgotten:
     sinks: tuple[str, ...]
     # The agents' own files.
     transcripts: tuple[str, ...]
+    # In whose trace sinks have a turn, where that is not its own.
+    within: Mapping[str, str]
 
 
 class Store:
@@ -332,6 +420,72 @@ class Store:
         )
         return [self._parsed(parse_sighting, body) for (body,) in rows]
 
+    def is_large(self, agent: str, session_id: str, most: int, most_bytes: int) -> bool:
+        """Say whether a session has more sightings than *most*, or longer ones in all."""
+        count, length = self._one(
+            "SELECT count(*), coalesce(sum(length(body)), 0) FROM (SELECT body FROM sightings"
+            " WHERE agent = ? AND session_id = ? LIMIT ?)",
+            (agent, session_id, most + 1),
+        )
+        return bool(count > most or length > most_bytes)
+
+    def outline(self, agent: str, session_id: str) -> list[SightingGroup]:
+        """Return of which turns and subagents a session has sightings, the oldest first."""
+        rows = self._all(
+            "SELECT turn_key, subagent_id, min(id), max(id) FROM sightings"
+            " WHERE agent = ? AND session_id = ? GROUP BY turn_key, subagent_id ORDER BY min(id)",
+            (agent, session_id),
+        )
+        return [SightingGroup(*row) for row in rows]
+
+    def sightings_of(self, agent: str, session_id: str, group: SightingGroup) -> list[Sighting]:
+        rows = self._all(
+            "SELECT body FROM sightings"
+            " WHERE agent = ? AND session_id = ? AND turn_key IS ? AND subagent_id IS ?",
+            (agent, session_id, group.turn_key, group.subagent_id),
+        )
+        return [self._parsed(parse_sighting, body) for (body,) in rows]
+
+    def sightings_of_subagents(self, agent: str, session_id: str) -> list[tuple[int, Sighting]]:
+        """Return what tells which subagents there are, with the ids of the rows."""
+        rows = self._all(
+            "SELECT id, body FROM sightings WHERE agent = ? AND session_id = ?"
+            " AND substr(body, 1, 11) = CAST('[\"Subagent\"' AS BLOB)",
+            (agent, session_id),
+        )
+        return [(row_id, self._parsed(parse_sighting, body)) for row_id, body in rows]
+
+    def begun_ns(self, agent: str, session_id: str, turn_key: str) -> int:
+        """Return the first moment of a turn, as far as its sightings tell; 0 if they do not."""
+        row = self._one(
+            "SELECT min(time_ns) FROM sightings"
+            " WHERE agent = ? AND session_id = ? AND turn_key = ? AND time_ns > 0",
+            (agent, session_id, turn_key),
+        )
+        return int(row[0] or 0)
+
+    def settle_turn(self, trace_id: str) -> None:
+        """Note that all that is known of a turn by now is told."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO settled_turns"
+            " SELECT trace_id, (SELECT coalesce(max(id), 0) FROM sightings) FROM turns"
+            " WHERE trace_id = ? AND told = 1",
+            (trace_id,),
+        )
+
+    def unsettle_turn(self, trace_id: str) -> None:
+        self._db.execute("DELETE FROM settled_turns WHERE trace_id = ?", (trace_id,))
+
+    def settled_turns(self, agent: str, session_id: str) -> list[tuple[TurnRow, int]]:
+        """Return the turns that are told, each with the last sighting that was known then."""
+        rows = self._all(
+            "SELECT turns.trace_id, agent, session_id, turn_key, state, outcome, start_ns, end_ns,"
+            " NULL, customer_id, told, revision, told_to FROM turns JOIN settled_turns"
+            " USING (trace_id) WHERE agent = ? AND session_id = ? AND told = 1",
+            (agent, session_id),
+        )
+        return [(_turn_row(row), row[12]) for row in rows]
+
     def add_call(self, call: GatewayCall, taken_ns: int) -> bool:
         """Keep *call* and say whether it is new."""
         identity = call.identity
@@ -355,12 +509,35 @@ class Store:
         return True
 
     def calls(self, agent: str, session_id: str) -> list[GatewayCall]:
-        """Return the calls of a session: those that name it, and those that its turns claim."""
+        """Return the calls of a session: those that name it, and those that its turns claim.
+
+        Those that went out alone are not its any more.
+        """
         rows = self._all(
             "SELECT body FROM calls WHERE call_id IN"
             " (SELECT call_id FROM calls WHERE agent = ?1 AND session_id = ?2 UNION"
             " SELECT call_id FROM calls WHERE trace_id IN"
             " (SELECT trace_id FROM turns WHERE agent = ?1 AND session_id = ?2))"
+            " AND (evidence IS NOT NULL OR trace_id IS NULL)"
+            " ORDER BY start_ns, call_id",
+            (agent, session_id),
+        )
+        return [self._parsed(parse_call, body) for (body,) in rows]
+
+    def inferred_calls(self, agent: str, session_id: str) -> list[tuple[GatewayCall, str]]:
+        """Return the calls that were told although no key says whose they are, with the traces."""
+        rows = self._all(
+            "SELECT body, trace_id FROM calls WHERE agent = ?1 AND session_id = ?2"
+            " AND trace_id IS NOT NULL AND (evidence IS NULL OR (evidence = ?3 AND trace_id IN"
+            " (SELECT trace_id FROM turns WHERE agent = ?1 AND session_id = ?2 AND told = 1)))",
+            (agent, session_id, Evidence.SESSION_WINDOW),
+        )
+        return [(self._parsed(parse_call, body), trace_id) for body, trace_id in rows]
+
+    def unlinked_calls(self, agent: str, session_id: str) -> list[GatewayCall]:
+        """Return the calls that name a session and that no turn has claimed yet."""
+        rows = self._all(
+            "SELECT body FROM calls WHERE agent = ? AND session_id = ? AND trace_id IS NULL"
             " ORDER BY start_ns, call_id",
             (agent, session_id),
         )
@@ -389,6 +566,20 @@ class Store:
         )
         return [self._parsed(parse_call, body) for (body,) in rows]
 
+    def lone_calls(self, since_ns: int, until_ns: int) -> list[tuple[GatewayCall, str, str]]:
+        """Return the calls that began in a time and were told alone, with reason and trace.
+
+        Those are calls of scripts, and what our gateway saw that no turn claims.
+        """
+        rows = self._all(
+            "SELECT body, reason, trace_id FROM calls WHERE evidence IS NULL"
+            " AND trace_id IS NOT NULL AND (reason = ? OR gateway = ?) AND start_ns BETWEEN ? AND ?",
+            (SCRIPT_CALL, OWN_GATEWAY, since_ns, until_ns),
+        )
+        return [
+            (self._parsed(parse_call, body), reason or "", trace) for body, reason, trace in rows
+        ]
+
     def set_link(self, call_id: str, link: Link) -> None:
         self._db.execute(
             "UPDATE calls SET trace_id = ?, evidence = ?, reason = NULL WHERE call_id = ?",
@@ -411,6 +602,73 @@ class Store:
             " WHERE trace_id IS NULL AND session_id IS NOT NULL"
         )
         return [(agent, session_id) for agent, session_id in rows]
+
+    # Spans of other gateways, each fragment by the trace that it came from.
+
+    def add_foreign_spans(self, spans: Iterable[ForeignRow], taken_ns: int) -> int:
+        """Keep *spans* as they are and return how many are new."""
+        before = self._changes()
+        self._db.executemany(
+            "INSERT OR IGNORE INTO foreign_spans VALUES (?, ?, ?, ?, ?, ?, NULL)",
+            [(row.trace_id, row.span_id, taken_ns, *row.parts) for row in spans],
+        )
+        new = self._changes() - before
+        if new:
+            self._count_intake()
+        return new
+
+    def waiting_fragments(self) -> list[tuple[str, int, int, int]]:
+        """Return the foreign traces of which spans wait: id, number, first and last time of intake."""
+        return self._all(
+            "SELECT trace_id, count(*), min(taken_ns), max(taken_ns) FROM foreign_spans"
+            " WHERE told_as IS NULL GROUP BY trace_id"
+        )
+
+    def foreign_spans(self, trace_id: str) -> list[ForeignRow]:
+        """Return all that is known of a foreign trace."""
+        rows = self._all(
+            "SELECT span_id, resource, scope, body FROM foreign_spans WHERE trace_id = ?"
+            " ORDER BY span_id",
+            (trace_id,),
+        )
+        return [ForeignRow(trace_id, span_id, tuple(parts)) for span_id, *parts in rows]
+
+    def calls_named(self, prefix: str) -> list[tuple[GatewayCall, str | None, str | None]]:
+        """Return the calls whose id begins so, each with trace and evidence of its link."""
+        rows = self._all(
+            "SELECT body, trace_id, evidence FROM calls WHERE call_id >= ? AND call_id < ?",
+            (prefix, f"{prefix}~"),
+        )
+        return [(self._parsed(parse_call, body), turn, how) for body, turn, how in rows]
+
+    def tell_fragment(self, trace_id: str, told_as: str) -> None:
+        """Note under which trace the spans of a foreign trace went out; in one step with that."""
+        self._db.execute(
+            "UPDATE foreign_spans SET told_as = ? WHERE trace_id = ? AND told_as IS NULL",
+            (told_as, trace_id),
+        )
+
+    def drop_fragment(self, trace_id: str) -> None:
+        self._db.execute("DELETE FROM foreign_spans WHERE trace_id = ?", (trace_id,))
+
+    def session_of_turn(self, trace_id: str) -> tuple[str, str] | None:
+        """Return agent and id of the session of a turn."""
+        row = self._maybe("SELECT agent, session_id FROM turns WHERE trace_id = ?", (trace_id,))
+        return None if row is None else (row[0], row[1])
+
+    def sessions_around(
+        self, start_ns: int, end_ns: int, most: int, session_id: str | None = None
+    ) -> list[tuple[str, str]]:
+        """Return the sessions that had a turn then, or those of this id, the latest first."""
+        return self._all(
+            "SELECT agent, session_id FROM turns WHERE CASE WHEN ?1 IS NULL"
+            " THEN start_ns <= ?3 AND coalesce(end_ns, ?2) >= ?2 ELSE session_id = ?1 END"
+            " GROUP BY agent, session_id ORDER BY max(start_ns) DESC LIMIT ?4",
+            (session_id, start_ns, end_ns, most),
+        )
+
+    def _changes(self) -> int:
+        return int(self._one("SELECT total_changes()")[0])
 
     # Transcripts: how far they are read.
 
@@ -462,6 +720,7 @@ class Store:
         }
         if before == {span_id: body for span_id, (_, body) in now.items()}:
             return False
+        self.unsettle_turn(turn.trace_id)
         for span_id in before.keys() - now.keys():
             self._db.execute(
                 "DELETE FROM spans WHERE trace_id = ? AND span_id = ?", (turn.trace_id, span_id)
@@ -514,9 +773,12 @@ class Store:
         resource: tuple[tuple[str, str], ...],
         sinks: Iterable[str],
         reduced: Mapping[str, Mapping[str, bytes]] | None = None,
+        *,
+        is_all: bool = True,
     ) -> int:
         """Put the spans (id and encoding) that were not told yet into the outbox of each sink.
 
+        *is_all*: with them all of the turn is told.
         *reduced* has the encodings, by sink and id, for sinks that may not have all that is said.
         They must have been put here before; from now on they never change. Return how many
         were new.
@@ -536,7 +798,7 @@ class Store:
             "UPDATE spans SET told = 1 WHERE trace_id = ? AND span_id = ?",
             [(trace_id, span_id) for span_id, _ in new],
         )
-        if new:
+        if new and is_all:
             self._db.execute(
                 "UPDATE turns SET told = 1, revision = ? WHERE trace_id = ?",
                 (self._next_revision(), trace_id),
@@ -589,7 +851,7 @@ class Store:
         until_ns: int | None = None,
     ) -> Iterator[TurnRow]:
         """Yield turns of a time, the latest started first."""
-        offset = 0
+        latest_ns, last_id = LATEST_NS, ""
         while True:
             # Page by page: of a hundred thousand turns most callers want the latest few.
             rows = self._all(
@@ -597,23 +859,73 @@ class Store:
                 " prompt, customer_id, told, revision FROM turns"
                 " WHERE (?1 IS NULL OR agent = ?1) AND substr(session_id, 1, length(?2)) = ?2"
                 " AND start_ns >= ?3 AND (?4 IS NULL OR start_ns < ?4)"
-                " ORDER BY start_ns DESC, trace_id LIMIT ?5 OFFSET ?6",
-                (agent, session_prefix, since_ns, until_ns, TURNS_PER_PAGE, offset),
+                " AND start_ns <= ?5 AND (start_ns < ?5 OR trace_id > ?6)"
+                " ORDER BY start_ns DESC, trace_id LIMIT ?7",
+                (agent, session_prefix, since_ns, until_ns, latest_ns, last_id, TURNS_PER_PAGE),
             )
             for row in rows:
                 yield _turn_row(row)
             if len(rows) < TURNS_PER_PAGE:
                 return
-            offset += len(rows)
+            last_id, latest_ns = rows[-1][0], rows[-1][6]
+
+    def not_summed_up(self) -> list[str]:
+        """Return the turns that have changed since they were summed up, and those that go on."""
+        rows = self._all(
+            "SELECT trace_id FROM turns WHERE state = 'open' OR revision >"
+            " (SELECT value FROM counters WHERE name = 'summed')"
+        )
+        return [trace_id for (trace_id,) in rows]
+
+    def put_sums(self, trace_id: str, sums: Iterable[Mapping[str, Any]]) -> None:
+        """Keep what a turn comes to, one row for each kind and name, in place of what was kept."""
+        self._db.execute("DELETE FROM turn_sums WHERE trace_id = ?", (trace_id,))
+        for row in sums:
+            marks = ", ".join("?" for _ in row)
+            self._db.execute(
+                f"INSERT INTO turn_sums (trace_id, {', '.join(row)}) VALUES (?, {marks})",  # noqa: S608  # names of our own columns
+                (trace_id, *row.values()),
+            )
+
+    def summed_up_to(self, revision: int) -> None:
+        self._db.execute("UPDATE counters SET value = ? WHERE name = 'summed'", (revision,))
+
+    def sums(
+        self,
+        by: str,
+        columns: Sequence[str],
+        *,
+        agent: str | None = None,
+        session_prefix: str = "",
+        project: str | None = None,
+        errors: bool = False,
+        since_ns: int = 0,
+        until_ns: int | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Return sums over turns by a key of SUM_GROUPS, as far as turns have been summed up."""
+        kind, group = SUM_GROUPS[by]
+        totals = ", ".join(f"sum({column})" for column in columns)
+        rows = self._all(
+            f"SELECT {group}, {totals} FROM turns JOIN turn_sums USING (trace_id)"  # noqa: S608  # as above
+            " WHERE kind = ?1 AND (?2 IS NULL OR agent = ?2)"
+            " AND substr(session_id, 1, length(?3)) = ?3"
+            " AND (?4 IS NULL OR EXISTS (SELECT 1 FROM turn_sums AS whole"
+            " WHERE whole.trace_id = turns.trace_id AND whole.kind = 'turn'"
+            " AND ?4 IN (whole.name, whole.cwd)))"
+            " AND has_errors >= ?5 AND start_ns >= ?6 AND (?7 IS NULL OR start_ns < ?7)"
+            " GROUP BY 1",
+            (kind, agent, session_prefix, project, int(errors), since_ns, until_ns),
+        )
+        return {row[0]: dict(zip(columns, row[1:], strict=True)) for row in rows}
 
     def orphans_per_agent(self, since_ns: int = 0, until_ns: int | None = None) -> dict[str, int]:
         """Return how many calls of a time no turn claims, by the agent that they name."""
         return dict(
             self._all(
                 "SELECT coalesce(agent, ''), count(*) FROM calls"
-                " WHERE evidence IS NULL AND trace_id IS NOT NULL"
+                " WHERE evidence IS NULL AND trace_id IS NOT NULL AND reason IS NOT ?3"
                 " AND start_ns >= ?1 AND (?2 IS NULL OR start_ns < ?2) GROUP BY 1",
-                (since_ns, until_ns),
+                (since_ns, until_ns, SCRIPT_CALL),
             )
         )
 
@@ -700,6 +1012,41 @@ class Store:
         """Forget that a sink was to be left alone."""
         self._db.execute("UPDATE sinks SET due_ns = 0 WHERE name = ?", (sink,))
 
+    def level(self, sink: str) -> str | None:
+        """Return the content level of what waits for a sink, None if nobody noted it."""
+        row = self._maybe("SELECT content FROM sink_levels WHERE name = ?", (sink,))
+        return None if row is None else str(row[0])
+
+    def set_level(self, sink: str, content: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO sink_levels VALUES (?, ?)", (sink, content))
+
+    def waiting_traces(self, sink: str) -> list[str]:
+        rows = self._all(
+            "SELECT DISTINCT trace_id FROM outbox WHERE sink = ? AND refused IS NULL", (sink,)
+        )
+        return [trace_id for (trace_id,) in rows]
+
+    def replace_waiting(self, sink: str, trace_id: str, spans: Mapping[str, bytes]) -> int:
+        """Let what waits of a trace be encoded so; drop what is not among *spans*, say how many."""
+        dropped = 0
+        for (span_id,) in self._all(
+            "SELECT span_id FROM outbox WHERE sink = ? AND trace_id = ?", (sink, trace_id)
+        ):
+            data = spans.get(span_id)
+            if data is None:
+                dropped += 1
+                self._db.execute(
+                    "DELETE FROM outbox WHERE sink = ? AND trace_id = ? AND span_id = ?",
+                    (sink, trace_id, span_id),
+                )
+            else:
+                self._db.execute(
+                    "UPDATE outbox SET data = ?, checksum = ?"
+                    " WHERE sink = ? AND trace_id = ? AND span_id = ?",
+                    (data, crc32(data), sink, trace_id, span_id),
+                )
+        return dropped
+
     def bound_outbox(self, sink: str, limit_bytes: int) -> int:
         """Take the oldest turns out of what waits for *sink* until the rest fits; say how many.
 
@@ -766,25 +1113,37 @@ class Store:
     def turn_counts(self) -> dict[str, int]:
         return dict(self._all("SELECT state, count(*) FROM turns GROUP BY state"))
 
-    def link_counts(self) -> dict[str, int]:
+    def link_counts(self) -> Counter[str]:
         """Return how many calls were linked by which evidence.
 
-        Beside: "waiting", "orphan", and "side" for those that have no turn to be linked to.
+        Beside: "waiting", "orphan", "side" for those that have no turn to be linked to, and
+        "script" for those that no agent made.
         """
-        return dict(
-            self._all(
-                "SELECT coalesce(evidence, CASE WHEN trace_id IS NULL THEN 'waiting'"
-                " WHEN reason = ? THEN 'side' ELSE 'orphan' END), count(*) FROM calls GROUP BY 1",
-                (SIDE_CALL,),
-            )
-        )
+        return sum(self.link_counts_by_gateway().values(), Counter())
+
+    def link_counts_by_gateway(self) -> dict[str, Counter[str]]:
+        """Return what `link_counts` does for the calls that each gateway saw."""
+        counts: dict[str, Counter[str]] = {}
+        # By the columns of an index, in its order: of a hundred thousand calls none is sorted.
+        for gateway, evidence, reason, number, claimed in self._all(
+            "SELECT coalesce(gateway, ''), evidence, reason, count(*), count(trace_id)"
+            " FROM calls GROUP BY gateway, evidence, reason"
+        ):
+            fates = counts.setdefault(gateway, Counter())
+            if evidence is not None:
+                fates[evidence] += number
+                continue
+            fate = {SIDE_CALL: "side", SCRIPT_CALL: "script"}.get(reason, "orphan")
+            # Nothing that is zero stays.
+            fates += Counter({"waiting": number - claimed, fate: claimed})
+        return {gateway: Counter(dict(sorted(fates.items()))) for gateway, fates in counts.items()}
 
     def orphan_reasons(self) -> dict[str, int]:
         return dict(
             self._all(
-                "SELECT reason, count(*) FROM calls WHERE evidence IS NULL AND reason != ?"
+                "SELECT reason, count(*) FROM calls WHERE evidence IS NULL AND reason NOT IN (?, ?)"
                 " GROUP BY reason",
-                (SIDE_CALL,),
+                (SIDE_CALL, SCRIPT_CALL),
             )
         )
 
@@ -808,13 +1167,16 @@ class Store:
                 )
                 self._forget_trace(trace_id)
             orphans = self._all(
-                "SELECT trace_id FROM calls WHERE evidence IS NULL AND trace_id IS NOT NULL"
-                " AND taken_ns < ? AND NOT EXISTS (SELECT 1 FROM outbox"
-                " WHERE outbox.trace_id = calls.trace_id AND refused IS NULL)",
+                "SELECT trace_id FROM (SELECT trace_id FROM calls WHERE evidence IS NULL"
+                " AND trace_id IS NOT NULL AND taken_ns < ?1 UNION SELECT trace_id"
+                " FROM foreign_spans WHERE told_as = trace_id AND taken_ns < ?1) AS alone"
+                " WHERE NOT EXISTS (SELECT 1 FROM outbox"
+                " WHERE outbox.trace_id = alone.trace_id AND refused IS NULL)",
                 (time_ns,),
             )
             for (trace_id,) in orphans:
                 self._forget_trace(trace_id)
+            self._db.execute("DELETE FROM untraced_sessions WHERE known_ns < ?", (time_ns,))
         return len(gone)
 
     def forget_session(self, session_id: str) -> Forgotten:
@@ -829,6 +1191,11 @@ class Store:
                     (session_id,),
                 ),
                 transcripts,
+            )
+            self._db.execute(
+                "DELETE FROM foreign_spans WHERE trace_id IN (SELECT substr(call_id, 6, 32)"
+                " FROM calls WHERE session_id = ? AND call_id LIKE 'otlp:%')",
+                (session_id,),
             )
             for table in ("sightings", "calls", "unsettled_sessions"):
                 self._db.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,))  # noqa: S608  # names of our own tables
@@ -857,7 +1224,13 @@ class Store:
                 " AND evidence IS NULL",
                 (time_ns,),
             )
+            calls += self._all(
+                "SELECT DISTINCT trace_id FROM foreign_spans WHERE told_as = trace_id"
+                " AND taken_ns < ?",
+                (time_ns,),
+            )
             forgotten = self._forget_traces([turn[:1] for turn in turns] + calls, transcripts)
+            self._db.execute("DELETE FROM foreign_spans WHERE taken_ns < ?", (time_ns,))
             self._db.executemany(
                 "DELETE FROM sightings WHERE agent = ? AND session_id = ? AND turn_key = ?",
                 [turn[1:] for turn in turns],
@@ -865,6 +1238,27 @@ class Store:
             self._db.execute("DELETE FROM sightings WHERE time_ns BETWEEN 1 AND ?", (time_ns - 1,))
             self._db.execute("DELETE FROM calls WHERE start_ns < ?", (time_ns,))
         return forgotten
+
+    def leave_out(self, agent: str, session_id: str) -> bool:
+        """Remember that a session is not to be recorded; forget what its calls alone have told.
+
+        What came while it was in a folder that is traced stays. Say whether it is forgotten.
+        """
+        known = any(s.source is not Source.GATEWAY for s in self.sightings(agent, session_id))
+        if not known:
+            self._db.execute("PRAGMA secure_delete = ON")
+            self.forget_session(session_id)
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR IGNORE INTO untraced_sessions VALUES (?, ?, ?)",
+                (agent, session_id, self._clock()),
+            )
+            self._count_intake()
+        return not known
+
+    def untraced_sessions(self) -> list[tuple[str, str]]:
+        rows = self._all("SELECT agent, session_id FROM untraced_sessions")
+        return [(agent, session_id) for agent, session_id in rows]
 
     def compact(self) -> None:
         """Write the file anew, so that what was deleted is not in it any more."""
@@ -888,7 +1282,10 @@ class Store:
     def _forget_traces(self, traces: Iterable[Any], transcripts: set[str]) -> Forgotten:
         trace_ids = tuple(sorted({trace_id for (trace_id,) in traces}))
         spans = waiting = 0
+        within = {}
         for trace_id in trace_ids:
+            if (outer := self._sent_within(trace_id)) is not None:
+                within[trace_id] = outer
             spans += self._one("SELECT count(*) FROM spans WHERE trace_id = ?", (trace_id,))[0]
             waiting += self._one("SELECT count(*) FROM outbox WHERE trace_id = ?", (trace_id,))[0]
             self._forget_trace(trace_id)
@@ -899,11 +1296,28 @@ class Store:
             waiting=waiting,
             sinks=tuple(name for (name,) in sinks) if spans else (),
             transcripts=tuple(sorted(transcripts)),
+            within=within,
         )
+
+    def _sent_within(self, trace_id: str) -> str | None:
+        # Also where a body is damaged, which must not keep it here.
+        row = self._one(
+            "SELECT max(CASE WHEN json_valid(CAST(body AS TEXT))"
+            " THEN json_extract(CAST(body AS TEXT), '$.within.trace_id') END)"
+            " FROM spans WHERE trace_id = ?",
+            (trace_id,),
+        )
+        outer: str | None = row[0]
+        return outer
 
     def _forget_trace(self, trace_id: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (trace_id,))
-        for table in ("spans", "outbox", "calls", "turns"):
+        self._db.execute(
+            "DELETE FROM foreign_spans WHERE told_as = ?1 OR trace_id IN (SELECT"
+            " substr(call_id, 6, 32) FROM calls WHERE trace_id = ?1 AND call_id LIKE 'otlp:%')",
+            (trace_id,),
+        )
+        for table in ("spans", "outbox", "calls", "turns", "turn_sums", "settled_turns"):
             self._db.execute(f"DELETE FROM {table} WHERE trace_id = ?", (trace_id,))  # noqa: S608  # names of our own tables
 
     def _parsed(self, parse: Callable[[Row], Record], row: Row) -> Record:
@@ -936,6 +1350,7 @@ class Store:
         """Take all told spans for untold, so that they are told once more."""
         for table in ("spans", "turns"):
             self._db.execute(f"UPDATE {table} SET told = 0")  # noqa: S608  # as above
+        self._db.execute("UPDATE foreign_spans SET told_as = NULL")
         self._db.execute("DELETE FROM outbox WHERE refused IS NULL")
 
     def _one(self, statement: str, values: Sequence[Any] = ()) -> Any:
@@ -971,7 +1386,8 @@ class _Database:
             raise
 
     def close(self) -> None:
-        self._connection.close()
+        with self._told():
+            self._connection.close()
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         with self._told():
@@ -1036,9 +1452,15 @@ def parse_outbox_row(row: Sequence[Any]) -> OutboxSpan:
     return OutboxSpan(
         span_id=span_id,
         trace_id=trace_id,
-        resource=tuple((name, value) for name, value in orjson.loads(resource)),
+        resource=_parsed_resource(resource),
         data=data,
     )
+
+
+@lru_cache(maxsize=64)
+def _parsed_resource(data: bytes) -> tuple[tuple[str, str], ...]:
+    # All spans of a session have the same.
+    return tuple((name, value) for name, value in orjson.loads(data))
 
 
 def parse_span(body: bytes) -> Span:

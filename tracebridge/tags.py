@@ -10,12 +10,14 @@ import orjson
 
 from tracebridge.fields import dict_of
 from tracebridge.lines import parse_object
-from tracebridge.model import Tags
+from tracebridge.model import OUTER_PARENT, Tags
 
 # The first one wins.
 PREFIXES = ("TRACEBRIDGE_", "RESPAN_")
 # Not TRACEPARENT: agents set that for their hooks themselves.
 OUTER = "TRACEBRIDGE_TRACEPARENT"
+OUTER_AS = "TRACEBRIDGE_TRACEPARENT_AS"
+LINK = "link"
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # What has a place of its own; whatever else a file says is metadata.
 FIELDS = ("customer_id", "workflow_name", "span_name", "project_id")
@@ -40,6 +42,9 @@ def parse_tags(env: Mapping[str, str]) -> tuple[Tags | None, str | None]:
     if outer and not _TRACEPARENT.fullmatch(outer):
         problem = f"{OUTER} is not a traceparent; write it as 00-TRACE_ID-SPAN_ID-01"
         outer = None
+    outer_as = env.get(OUTER_AS) if outer else None
+    if outer_as not in {None, "", LINK, OUTER_PARENT}:
+        problem = f"{OUTER_AS} is neither {LINK} nor {OUTER_PARENT}; the turn gets a link"
     tags = Tags(
         customer_id=_value(env, "CUSTOMER_ID"),
         workflow_name=_value(env, "WORKFLOW_NAME"),
@@ -47,6 +52,7 @@ def parse_tags(env: Mapping[str, str]) -> tuple[Tags | None, str | None]:
         project_id=_value(env, "PROJECT_ID"),
         metadata=tuple(sorted(metadata.items())),
         outer=outer or None,
+        outer_as=OUTER_PARENT if outer_as == OUTER_PARENT else None,
     )
     return _known(tags), problem
 
@@ -54,7 +60,7 @@ def parse_tags(env: Mapping[str, str]) -> tuple[Tags | None, str | None]:
 def tags_in(env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of *env* that are tags, and none else."""
     tags = ("CUSTOMER_ID", "METADATA", "WORKFLOW_NAME", "SPAN_NAME", "PROJECT_ID")
-    names = [OUTER, *(prefix + tag for prefix in PREFIXES for tag in tags)]
+    names = [OUTER, OUTER_AS, *(prefix + tag for prefix in PREFIXES for tag in tags)]
     return {name: env[name] for name in names if env.get(name)}
 
 
@@ -89,8 +95,13 @@ def over(weaker: Tags | None, stronger: Tags | None) -> Tags | None:
         return weaker or stronger
     known = {name: getattr(stronger, name) or getattr(weaker, name) for name in FIELDS}
     metadata = {**dict(weaker.metadata), **dict(stronger.metadata)}
-    outer = stronger.outer or weaker.outer
-    return Tags(**known, metadata=tuple(sorted(metadata.items())), outer=outer)
+    outer = stronger if stronger.outer else weaker
+    return Tags(
+        **known,
+        metadata=tuple(sorted(metadata.items())),
+        outer=outer.outer,
+        outer_as=outer.outer_as,
+    )
 
 
 def _known(tags: Tags) -> Tags | None:

@@ -7,15 +7,17 @@ set, so order and repetition cannot matter; a sighting that never comes leaves a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from hashlib import sha256
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from tracebridge.chats import put_together
+from tracebridge.chats import is_final, put_together
 from tracebridge.codec import encode
 from tracebridge.ids import trace_id
 from tracebridge.model import (
+    UNNAMED,
     Chat,
     Compaction,
     Evidence,
@@ -55,8 +57,15 @@ AnyPart = TypeVar(
     ToolCall,
 )
 
+# Parts by type and key, each with what it was merged from.
+Merged: TypeAlias = dict[tuple[type[Any], str], tuple[list[Sighting], Any]]
+
 # A hook's clock is that of the thing itself; a transcript's lines are written in batches.
 RANK = {Source.TRANSCRIPT: 1, Source.HOOK: 2, Source.GATEWAY: 3}
+
+
+# What a sighting takes beside its texts.
+SIGHTING_BYTES = 1000
 
 
 class TurnAssembler:
@@ -66,23 +75,35 @@ class TurnAssembler:
         self.agent = agent
         self.session_id = session_id
         self._sightings: dict[bytes, Sighting] = {}
+        # About how many bytes of memory they take.
+        self.size = 0
+        # As they were at the last look: most of what a turn is stays as it is.
+        self._drafts: dict[str, _Draft] = {}
 
     def add(self, sightings: Iterable[Sighting]) -> list[Sighting]:
         """Take in *sightings* and return those that were new."""
         new = []
         for sighting in sightings:
-            key = encode(sighting)
+            body = encode(sighting)
+            key = sha256(body).digest()
             if key not in self._sightings:
                 self._sightings[key] = sighting
+                self.size += len(body) + SIGHTING_BYTES
                 new.append(sighting)
         return new
 
     def turns(
-        self, calls: Sequence[tuple[GatewayCall, Link]] = (), *, gone: bool = False
+        self,
+        calls: Sequence[tuple[GatewayCall, Link]] = (),
+        guessed: Collection[tuple[GatewayCall, Link]] = (),
+        *,
+        gone: bool = False,
+        elsewhere_ns: int = 0,
     ) -> list[Turn]:
         """Return the session's turns by start, with the gateway calls that are linked to them.
 
-        *gone* says that the agent's process is known to have ended, however it did.
+        *guessed* calls were told where they are: a turn that names one leaves it out. *gone* says that the agent's process is known to have ended, however it did; at
+        *elsewhere_ns* the last of those turns of the session began that are not here.
         """
         by_turn = self._by_turn()
         session = [s for s in self._sightings.values() if _is_of_session(s)]
@@ -93,24 +114,32 @@ class TurnAssembler:
         last_ns = max((s.time_ns for s in self._sightings.values()), default=0)
         over_ns = ended_ns if ended_ns is not None and ended_ns >= last_ns else None
         calls_of = defaultdict(list)
-        for call, link in calls:
+        for call, link in (*calls, *guessed):
             calls_of[link.trace_id].append((call, link))
+        whose = {
+            name: link.trace_id
+            for call, link in guessed
+            for name in (call.response_id, call.request_id)
+            if name is not None
+        }
         drafts = []
+        before, self._drafts = self._drafts, {}
         for turn_key, sightings in by_turn.items():
-            draft = _Draft(
-                (self.agent, self.session_id),
-                turn_key,
-                sightings,
-                session_info=info,
-                session_tags=tags,
-            )
-            draft.link(calls_of.get(draft.trace_id, []))
+            told = (sightings, info, tags)
+            draft = before.get(turn_key)
+            if draft is None or draft.told != told:
+                merged = draft.merged if draft is not None else {}
+                draft = _Draft((self.agent, self.session_id), turn_key, told, merged)
+            self._drafts[turn_key] = draft
+            draft.link(calls_of.get(draft.trace_id, []), whose)
             if draft.is_turn:
                 drafts.append(draft)
         drafts.sort(key=lambda draft: (draft.start_ns, draft.turn_key))
         turns = []
         for position, draft in enumerate(drafts, start=1):
             moved_on_ns = drafts[position].start_ns if position < len(drafts) else None
+            if moved_on_ns is None and elsewhere_ns > draft.start_ns:
+                moved_on_ns = elsewhere_ns
             turns.append(draft.turn(moved_on_ns, over_ns, gone=gone))
         return turns
 
@@ -123,22 +152,42 @@ class TurnAssembler:
     def __len__(self) -> int:
         return len(self._sightings)
 
-    def retire(self, turn_key: str) -> None:
-        """Let go of a turn that is told, but for what tells later events of its subagents apart."""
-        self._sightings = {
-            key: sighting
-            for key, sighting in self._sightings.items()
-            if sighting.turn_key != turn_key or isinstance(sighting.part, Subagent)
-        }
+    def retire(self, turn_keys: Container[str] | None = None) -> None:
+        """Let go of these turns, or of all, but for what tells of their subagents.
+
+        Later sightings of those must find the turn to which they belong.
+        """
+        kept = {}
+        size = 0
+        home = self.homes()
+        for key, sighting in self._sightings.items():
+            turn_key = home(sighting.turn_key, sighting.subagent_id)
+            gone = turn_key is not None and (turn_keys is None or turn_key in turn_keys)
+            if not gone or isinstance(sighting.part, Subagent):
+                kept[key] = sighting
+                size += len(encode(sighting)) + SIGHTING_BYTES
+        self._sightings = kept
+        self.size = size
+        self._drafts = {}
+
+    def homes(self) -> Callable[[str | None, str | None], str | None]:
+        """Return what tells the turn of a sighting by the turn and the subagent that it names."""
+        homes, own_turns = self._homes(), self._own_turns()
+
+        def home(turn_key: str | None, subagent_id: str | None) -> str | None:
+            return homes.get(subagent_id or own_turns.get(turn_key or "", ""), turn_key)
+
+        return home
+
+    @property
+    def needs_all(self) -> bool:
+        """Say whether turns are named by counting them: then none can be put together alone."""
+        return any((s.turn_key or "").startswith(UNNAMED) for s in self._sightings.values())
 
     def _by_turn(self) -> dict[str, list[Sighting]]:
         homes = self._homes()
         by_turn: dict[str, list[Sighting]] = defaultdict(list)
-        own_turns = {
-            part.own_turn_key: part.key
-            for part in (sighting.part for sighting in self._sightings.values())
-            if isinstance(part, Subagent) and part.own_turn_key is not None
-        }
+        own_turns = self._own_turns()
         for told in name_turns(self._sightings.values()):
             if _is_of_session(told):
                 continue
@@ -156,6 +205,13 @@ class TurnAssembler:
             if turn_key is not None:
                 by_turn[turn_key].append(sighting)
         return by_turn
+
+    def _own_turns(self) -> dict[str, str]:
+        return {
+            part.own_turn_key: part.key
+            for part in (sighting.part for sighting in self._sightings.values())
+            if isinstance(part, Subagent) and part.own_turn_key is not None
+        }
 
     def _homes(self) -> dict[str, str]:
         """Return the turn that started each subagent: hooks of later events may name another."""
@@ -178,20 +234,22 @@ class _Draft:
         self,
         session: tuple[str, str],
         turn_key: str,
-        sightings: Sequence[Sighting],
-        *,
-        session_info: Sequence[SessionInfo],
-        session_tags: Sequence[Tags],
+        told: tuple[Sequence[Sighting], Sequence[SessionInfo], Sequence[Tags]],
+        merged: Merged,
     ) -> None:
+        """*told*: sightings, and what the session says; *merged*: parts as they were before."""
+        self.told = told
+        sightings, session_info, session_tags = told
         self.turn_key = turn_key
         self._agent, self._session_id = session
         self.trace_id = trace_id(self._agent, self._session_id, turn_key)
         sightings = join_calls(name_tools(number_compactions(_own(sightings))))
         self._owners = _owners(sightings)
+        self.merged: Merged = {}
         self.prompts = _by_time(merge(sightings, Prompt))
-        self.calls = _by_time(merge(sightings, ModelCall))
+        self.calls = _by_time(merge(sightings, ModelCall, merged, self.merged))
         self.thinking = _by_time(merge(sightings, Thinking))
-        self.tools = _by_time(merge(sightings, ToolCall))
+        self.tools = _by_time(merge(sightings, ToolCall, merged, self.merged))
         self.edits = sorted(merge(sightings, FileEdit), key=attrgetter("key"))
         self.subagents = _by_time(merge(sightings, Subagent))
         self.compactions = _by_time(merge(sightings, Compaction))
@@ -200,16 +258,37 @@ class _Draft:
             (s.part for s in sightings if isinstance(s.part, TurnEnd)),
             key=lambda end: (end.end_ns, end.key),
         )
-        told = {s.source for s in sightings if not isinstance(s.part, SessionInfo | Tags)}
+        sources = {s.source for s in sightings if not isinstance(s.part, SessionInfo | Tags)}
         ends = {s.source for s in sightings if isinstance(s.part, TurnEnd)}
-        self._confirmed = Source.TRANSCRIPT in ends and told == ends
+        self._confirmed = Source.TRANSCRIPT in ends and sources == ends
+        # All hooks of a turn carry the same tags.
+        self._tags_known = Source.HOOK in sources
+        self._told_twice = {
+            s.part.key
+            for s in sightings
+            if isinstance(s.part, ModelCall) and s.source is not Source.TRANSCRIPT
+        }
         self._info = _overlaid(merge(sightings, SessionInfo), session_info, SessionInfo(key=""))
         self._tags = _overlaid(merge(sightings, Tags), session_tags, Tags())
         self.chats: list[Chat] = []
 
-    def link(self, calls: Sequence[tuple[GatewayCall, Link]]) -> None:
-        """Make one chat of each physical call, whoever told of it."""
-        self.chats = put_together(self.calls, self._owners, calls, self.compactions)
+    def link(self, calls: Sequence[tuple[GatewayCall, Link]], whose: Mapping[str, str]) -> None:
+        """Make one chat of each physical call, whoever told of it.
+
+        *whose*: in which trace a call already went out, by its names.
+        """
+        told = [
+            call
+            for call in self.calls
+            if {
+                whose.get(name or "", self.trace_id) for name in (call.response_id, call.request_id)
+            }
+            == {self.trace_id}
+        ]
+        self.chats = put_together(told, self._owners, calls, self.compactions)
+        clients = {call.client_name for call, _ in calls if call.client_name is not None}
+        if self._tags.customer_id is None and len(clients) == 1:
+            self._tags = replace(self._tags, customer_id=clients.pop())
 
     @property
     def is_turn(self) -> bool:
@@ -267,7 +346,17 @@ class _Draft:
             waits=waits,
             subagents=tuple(s for s in self.subagents if self._is_subagent(s)),
             compactions=tuple(self.compactions),
+            final=tuple(chat.key for chat in self.chats if self._is_final(chat)),
             tool_owners=self._owners,
+        )
+
+    def _is_final(self, chat: Chat) -> bool:
+        return (
+            self._tags_known
+            and self._info.agent_version is not None
+            # Where hooks tell of calls too, the transcript's word may still be to come.
+            and (chat.told is None or chat.told.key not in self._told_twice)
+            and is_final(chat)
         )
 
     def _is_subagent(self, subagent: Subagent) -> bool:
@@ -345,13 +434,29 @@ class _Draft:
         return said[-1] if said else None
 
 
-def merge(sightings: Iterable[Sighting], part_type: type[AnyPart]) -> list[AnyPart]:
-    """Return one part per key, each field from the best source that knows it."""
+def merge(
+    sightings: Iterable[Sighting],
+    part_type: type[AnyPart],
+    before: Merged | None = None,
+    now: Merged | None = None,
+) -> list[AnyPart]:
+    """Return one part per key, each field from the best source that knows it.
+
+    *before* has parts with what they were merged from; *now* gets those of this time.
+    """
     found: dict[str, list[Sighting]] = defaultdict(list)
     for sighting in sightings:
         if isinstance(sighting.part, part_type):
             found[sighting.part.key].append(sighting)
-    return [_merged(found[key], part_type) for key in sorted(found)]
+    parts = []
+    for key in sorted(found):
+        group, known = found[key], (before or {}).get((part_type, key))
+        same = known is not None and known[0] == group
+        part: AnyPart = known[1] if known is not None and same else _merged(group, part_type)
+        if now is not None:
+            now[part_type, key] = (group, part)
+        parts.append(part)
+    return parts
 
 
 def _merged(sightings: Sequence[Sighting], part_type: type[AnyPart]) -> AnyPart:

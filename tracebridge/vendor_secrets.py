@@ -7,7 +7,7 @@ is. Every repetition in it is bounded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -33,7 +33,11 @@ _LONGEST_ASSIGNMENT = _LONGEST_NAME + 8 + 3 + 3 + 3 + 8
 # A number of this length, alone behind a name, is no date and no count.
 _LONG = 20
 
+DIGIT = re.compile(rb"\d")
+
 _Place = tuple[int, int]
+# Each with the place where it begins.
+LongWords: TypeAlias = Sequence[tuple[int, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +79,42 @@ class Form:
         return max((part for part in self.parts if isinstance(part, str)), key=len, default="")
 
 
-def without_vendor_secrets(text: str, lower: str) -> str:
-    """Return *text*, which is *lower* in lower case, with a mark in place of each secret."""
+def long_words(text: str) -> LongWords:
+    """Return the pieces of *text* that are long enough to be a secret of some form, and their places.
+
+    A piece ends where a letter stands that no form has.
+    """
+    blanks, least = _alphabet()
+    if len(text) < least:
+        return []
+    # One byte for each character, so that places stay the same.
+    letters = text.encode("ascii", "replace")
+    found = []
+    end = 0
+    for word in letters.translate(blanks).split():
+        if len(word) >= least:
+            start = letters.find(word, end)
+            end = start + len(word)
+            found.append((start, word))
+    return found
+
+
+def without_vendor_secrets(text: str, lower: str, words: LongWords | None = None) -> str:
+    """Return *text*, which is *lower* in lower case, with a mark in place of each secret.
+
+    *words* are its long words, if they are known.
+    """
     by_keyword, keywords = _forms_by_keyword()
     if len(lower) != len(text):
         # Some letters become two: then places in one are not places in the other.
         lower = "".join(each if len(each.lower()) != 1 else each.lower() for each in text)
     windows: dict[Form, list[_Place]] = {}
-    for hit in keywords.finditer(lower):
+    hits = (
+        hit
+        for start, end in _near(long_words(text) if words is None else words)
+        for hit in keywords.finditer(lower, start, end)
+    )
+    for hit in hits:
         for form, (before, behind) in by_keyword[hit[1]]:
             start, end = max(0, hit.start() - before), hit.start() + behind
             known = windows.setdefault(form, [])
@@ -139,6 +171,39 @@ def _parsed(line: str, number: int) -> Form:
     return form
 
 
+def _near(words: LongWords) -> list[_Place]:
+    """Return where the keywords of secrets among *words* can stand; no place twice."""
+    places: list[_Place] = []
+    for place, word in words:
+        # What follows a name has a digit, see `_is_value`.
+        before = _LONGEST_ASSIGNMENT + _longest_name() if DIGIT.search(word) else 0
+        first = max(0, place - before)
+        while places and places[-1][1] >= first:
+            first = min(first, places.pop()[0])
+        places.append((first, place + len(word)))
+    return places
+
+
+@cache
+def _alphabet() -> tuple[bytes, int]:
+    """Return a table that makes blanks of what stands in no secret, and how long the shortest is."""
+    pieces = {
+        re.escape(part) if isinstance(part, str) else f"[{part.alphabet}]"
+        for form in forms()
+        for parts in form.parts
+        for part in (parts if isinstance(parts, str) else [parts])
+    }
+    pattern = "|".join(pieces)
+    letter = re.compile(pattern)
+    table = bytes(code if letter.fullmatch(chr(code)) else ord(" ") for code in range(256))
+    return table, min(_least(form.parts) for form in forms())
+
+
+@cache
+def _longest_name() -> int:
+    return max(len(name) for form in forms() for name in form.names)
+
+
 @cache
 def _forms_by_keyword() -> tuple[Mapping[str, list[tuple[Form, _Place]]], re.Pattern[str]]:
     by_keyword: dict[str, list[tuple[Form, _Place]]] = {}
@@ -193,6 +258,10 @@ def _compiled(form: Form) -> re.Pattern[str]:
 
 def _most(parts: Iterable[Part]) -> int:
     return sum(len(part) if isinstance(part, str) else part.most for part in parts)
+
+
+def _least(parts: Iterable[Part]) -> int:
+    return sum(len(part) if isinstance(part, str) else part.least for part in parts)
 
 
 def _is_value(text: str) -> bool:

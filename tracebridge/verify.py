@@ -329,6 +329,11 @@ def _of_sinks(turn: _Turn) -> Step:
         _until(is_decided, SETTLE_S)
         left = _kept_back(store, trace_id, names)
         errors = {row.name: row.last_error for row in store.sinks()}
+        served = {row.name for row in store.sinks() if (row.last_success_ns or 0) >= turn.began_ns}
+    if never := [name for name in names if name not in served and name not in left]:
+        # A watcher that a hook started knows less than this shell.
+        why = f"{', '.join(never)}: nothing was sent there; `tracebridge status` says why"
+        return Step("sink", False, why)
     if left:
         why = "; ".join(
             f"{n}: {reason or errors.get(n) or 'no answer'}" for n, reason in left.items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from queue import Empty, SimpleQueue
 
 from watchdog.events import (
     FileCreatedEvent,
+    FileModifiedEvent,
     FileMovedEvent,
     FileSystemEvent,
     FileSystemEventHandler,
@@ -23,12 +25,14 @@ from watchdog.observers import Observer
 from tracebridge.agents import agents
 from tracebridge.couriers import Courier
 from tracebridge.delivery import deliver
+from tracebridge.gateways.respan_logs import RespanLogsError
 from tracebridge.metrics import metrics_to
+from tracebridge.poller import Poller, poll
 from tracebridge.salvage import salvage
 from tracebridge.settings import Settings
 from tracebridge.spool import Spool
 from tracebridge.store import DamagedStoreError, StoreError
-from tracebridge.watch_lock import locked
+from tracebridge.watch_lock import Lock, locked
 from tracebridge.watcher import SECOND_NS, STALE_NS, Watcher
 
 # How often transcripts of open turns are looked at, and the spool in case an event was lost.
@@ -83,16 +87,19 @@ def watch(settings: Settings, *, lock_fd: int | None = None, background: bool = 
     patience_s = settings.idle_minutes * 60 if background or lock_fd is not None else None
     damage: DamagedStoreError | None = None
     while True:
-        with locked(settings.home, lock_fd) as alone:
-            if not alone:
+        with locked(settings.home, lock_fd) as lock:
+            if lock is None:
                 return False
             lock_fd = None
             try:
-                _watch(settings, wake, patience_s, damage)
+                _watch(settings, wake, patience_s, damage, lock)
                 damage = None
             except DamagedStoreError as error:
                 damage = error
                 continue
+            if not lock.is_in_place():
+                logger.error("%s was removed or replaced; its watcher leaves", settings.home)
+                return True
         # A hook that came between the last look and the release saw a living watcher.
         if wake.to_stop or not Spool(settings.home).depth():
             return True
@@ -103,11 +110,12 @@ def _watch(
     wake: _Wake,
     patience_s: float | None,
     damage: DamagedStoreError | None,
+    lock: Lock,
 ) -> None:
     watcher = Watcher(settings) if damage is None else _with_new_store(settings, damage)
     watcher.spool.create()
     watcher.metrics = metrics_to(settings.env, watcher.spool.depth, settings.resource)
-    couriers = [Courier(settings, sink) for sink in watcher.sinks]
+    couriers = [Courier(settings, sink, lock) for sink in watcher.sinks]
     observer = Observer()
     observer.schedule(
         _SpoolEvents(wake),
@@ -115,41 +123,58 @@ def _watch(
         event_filter=[FileCreatedEvent, FileMovedEvent],
     )
     observer.start()
+    for folder in settings.records:
+        # One that cannot be watched, or is made later, is looked at from time to time.
+        with contextlib.suppress(OSError):
+            observer.schedule(
+                _SpoolEvents(wake),
+                str(folder),
+                event_filter=[FileCreatedEvent, FileMovedEvent, FileModifiedEvent],
+            )
     for courier in couriers:
         courier.start()
-    last_new = last_tidy = time.monotonic()
-    _tidy(settings, watcher)
+    poller = Poller(settings, lock)
+    if settings.values["respan_logs"].value:
+        poller.start()
+    last_new = time.monotonic()
+    last_tidy = -math.inf
     try:
-        while not wake.to_stop:
+        # In a home that is not the one we know nothing may be made.
+        while not wake.to_stop and lock.is_in_place():
             try:
+                if time.monotonic() - last_tidy > 3600:
+                    last_tidy = time.monotonic()
+                    _tidy(settings, watcher)
                 if watcher.step():
                     last_new = time.monotonic()
+                for courier in couriers:
+                    courier.wake()
+                idle_s = time.monotonic() - last_new
+                if patience_s is not None and idle_s > patience_s and _is_done(watcher):
+                    break
             except DamagedStoreError:
                 raise
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 # A full disk gets room again; what was not taken in still lies in the spool.
                 logger.warning("%s", error)
                 wake.wait(IDLE_PAUSE_S)
                 continue
-            for courier in couriers:
-                courier.wake()
-            idle_s = time.monotonic() - last_new
-            if patience_s is not None and idle_s > patience_s and _is_done(watcher):
-                break
-            if time.monotonic() - last_tidy > 3600:
-                last_tidy = time.monotonic()
-                _tidy(settings, watcher)
             wake.wait(BUSY_PAUSE_S if watcher.busy and idle_s < 60 else IDLE_PAUSE_S)
     finally:
         observer.stop()
         observer.join()
         for courier in couriers:
             courier.stop()
+        poller.stop()
         for courier in couriers:
             courier.join(timeout=10)
+        if poller.is_alive():
+            poller.join(timeout=10)
         if watcher.metrics is not None:
             watcher.metrics.stop()
-        watcher.close()
+        # Of a home that is gone.
+        with contextlib.suppress(StoreError):
+            watcher.close()
 
 
 def watch_once(settings: Settings, *, close_open: bool = False) -> bool:
@@ -158,10 +183,13 @@ def watch_once(settings: Settings, *, close_open: bool = False) -> bool:
     Works beside a running watcher too: what both do has the same result.
     """
     try:
+        # What it does not tell now is noted, and comes next time.
+        with contextlib.suppress(RespanLogsError):
+            poll(settings)
         return _watch_once(Watcher(settings), close_open=close_open)
     except DamagedStoreError as error:
-        with locked(settings.home, None) as alone:
-            if not alone:
+        with locked(settings.home, None) as lock:
+            if lock is None:
                 # The watcher that lives will do it.
                 raise
             return _watch_once(_with_new_store(settings, error), close_open=close_open)

@@ -6,14 +6,34 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 LOCK = "watch.lock"
 
 
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """The lock, held."""
+
+    path: Path
+    descriptor: int
+
+    def is_in_place(self) -> bool:
+        """Say whether the home is still the one that was locked: nobody removed or replaced it."""
+        try:
+            there, held = self.path.stat(), os.fstat(self.descriptor)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+
 @contextmanager
-def locked(home: Path, lock_fd: int | None) -> Iterator[bool]:
-    """Hold the lock that says that a watcher lives; a hook may have taken it for us."""
+def locked(home: Path, lock_fd: int | None) -> Iterator[Lock | None]:
+    """Hold the lock that says that a watcher lives, None if another does.
+
+    A hook may have taken it for us: *lock_fd*.
+    """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if lock_fd is None:
         lock_fd = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -21,10 +41,10 @@ def locked(home: Path, lock_fd: int | None) -> Iterator[bool]:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock_fd)
-            yield False
+            yield None
             return
     try:
-        yield True
+        yield Lock(home / LOCK, lock_fd)
     finally:
         os.close(lock_fd)
 

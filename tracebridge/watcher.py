@@ -11,26 +11,41 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tracebridge.agents import Agent, Cursor, PastSession, agents
-from tracebridge.encode import encode_span
+from tracebridge.encode import Resource, encode_span
+from tracebridge.foreign import ForeignSpans, by_origin, is_foreign, rows_of
+from tracebridge.gateways.files import read_folder
+from tracebridge.held import Held, told_alone
 from tracebridge.ids import trace_id
-from tracebridge.intake import Intake, tags_of_folder
+from tracebridge.intake import Intake, Taken, tags_of_folder
+from tracebridge.levels import keep_levels
 from tracebridge.linker import Orphan, link
 from tracebridge.metrics import Metrics
-from tracebridge.model import GatewayCall, Sighting, Source, Span, Turn, TurnState
+from tracebridge.model import (
+    LOGGED,
+    SCRIPT_CALL,
+    GatewayCall,
+    Link,
+    Sighting,
+    Source,
+    Span,
+    Turn,
+    TurnState,
+)
 from tracebridge.processes import is_open_for_writing
+from tracebridge.response_ids import gateway_names
+from tracebridge.scripts import is_of_script, outer_context
 from tracebridge.scrub import scrub_sighting
 from tracebridge.settings import Settings
 from tracebridge.sinks import lasting_sinks
-from tracebridge.spans import Content, render, render_orphan, resource_of
+from tracebridge.spans import Content, final_spans, render, render_orphan, resource_of
 from tracebridge.store import Store, StoreError
-from tracebridge.turns import TurnAssembler
 
 SECOND_NS = 1_000_000_000
 # After an end that hook and transcript agree on: a Stop hook of somebody else may send the agent
@@ -42,30 +57,19 @@ SETTLE_NS = 2 * SECOND_NS
 SUBAGENT_PATIENCE_NS = 600 * SECOND_NS
 # A call that no turn claims goes out alone after this.
 ORPHAN_PATIENCE_NS = 600 * SECOND_NS
+# Between what our gateway saw of a call and what another one tells of it, by its own clock.
+OTHER_CLOCK_NS = 60 * SECOND_NS
 # An open turn of which nothing was heard for so long is over.
 STALE_NS = 24 * 3600 * SECOND_NS
-# More sightings of one session than this, and told turns are let go of.
-MOST_SIGHTINGS = 5000
+# What is read faster than it can be held is put together once it is quiet, or after this.
+BEHIND_PATIENCE_NS = 10 * SECOND_NS
+# A session of which all is told is held for so long, should the next turn begin.
+IDLE_SESSION_NS = 60 * SECOND_NS
+# A session with more sightings than this rests after it was put together, this many times as long.
+FEW_SIGHTINGS = 1000
+REST = 3
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Session:
-    agent: str
-    session_id: str
-    assembler: TurnAssembler
-    calls: dict[str, GatewayCall]
-    changed_ns: int
-    dirty: bool = True
-    gone: bool = False
-    looked_ns: int = 0
-    # Main transcript, once known; None while there is none.
-    transcript: Path | None = None
-    untold: bool = True
-    # When the next turn that is over will have been quiet for long enough; None: nothing to do.
-    due_ns: int | None = None
-    retired: set[str] = field(default_factory=set)
 
 
 class Watcher:
@@ -80,10 +84,16 @@ class Watcher:
         self.sinks, problems = lasting_sinks(settings.env)
         for problem in problems:
             self._note(f"sink not usable: {problem}")
-        self._sessions: dict[tuple[str, str], _Session] = {}
+        keep_levels(self.store, self.sinks, settings)
+        self._sessions: dict[tuple[str, str], Held] = {}
         self._cursors: dict[Path, Cursor] = {}
         self._patterns = settings.scrub_patterns
         self._hopeless: set[Path] = set()
+        self._foreign = ForeignSpans(self.store)
+        # Ids of the calls of other gateways for which a home was looked for among what is told.
+        self._asked: set[str] = set()
+        # Folders of records and why they cannot be read.
+        self._unreadable: dict[Path, int | None] = {}
         self._intakes = -1
 
     @property
@@ -113,6 +123,7 @@ class Watcher:
                 # A turn of which another process took in a part must not be told from the rest.
                 self._sessions.clear()
                 self._cursors.clear()
+                self._intake.remember_untraced(self.store.untraced_sessions())
                 for agent, session_id in self.store.open_sessions():
                     self._session(agent, session_id)
             # Stopped in the middle, what was taken in may not be in the sessions yet.
@@ -121,7 +132,8 @@ class Watcher:
             self._intakes = self.store.intakes()
 
     def _step(self, *, settle_now: bool, close_open: bool) -> bool:
-        new = self._take_in_spool()
+        new = self._take_in_spool() | self._take_in_records()
+        new |= self._take_in_fragments(at_once=settle_now or close_open)
         for session in list(self._sessions.values()):
             if session.untold or session.dirty:
                 new |= self._take_in_transcripts(session)
@@ -141,6 +153,7 @@ class Watcher:
                     )
                     session.dirty = session.untold = False
         self._give_up_on_orphans(at_once=close_open)
+        self._let_go_of_idle_sessions()
         return new
 
     @property
@@ -169,6 +182,9 @@ class Watcher:
         for session in self._sessions.values():
             if session.dirty or session is own:
                 session.changed_ns = min(session.changed_ns, past.changed_ns)
+                if not session.gone and self._clock() - session.changed_ns > STALE_NS:
+                    # Just read to its end: there is nothing to wait for.
+                    session.gone = session.dirty = True
         self.step()
         # Thousands may follow.
         self._sessions = {
@@ -200,12 +216,59 @@ class Watcher:
 
     def _take_in_spool(self) -> bool:
         taken = self._intake.read()
-        if not taken.files:
-            return False
+        return bool(taken.files) and self._take_in(taken)
+
+    def _take_in_records(self) -> bool:
+        """Take in what the files of other gateways tell beyond what was read."""
+        new = False
+        for folder in self._settings.records:
+            is_partial = True
+            while is_partial:
+                cursor = self.store.cursor(folder)
+                try:
+                    reading = read_folder(folder, cursor, self._clock)
+                except OSError as error:
+                    if self._unreadable.get(folder) != error.errno:
+                        self._unreadable[folder] = error.errno
+                        self._note(f"records not readable: {folder}: {error.strerror}")
+                    break
+                self._unreadable.pop(folder, None)
+                if reading.cursor != cursor:
+                    taken = self._intake.understand(reading.records, reading.notes)
+                    new |= self._take_in(taken, (folder, reading.cursor))
+                is_partial = reading.is_partial
+        return new
+
+    def _take_in_fragments(self, *, at_once: bool) -> bool:
+        """Take in the calls that foreign spans tell of, once these are known as a whole."""
+        ready = self._foreign.ready(self._clock(), at_once=at_once)
+        taken = self._intake.understand(ready.calls, {})
+        untraced = {call.call_id for call in ready.calls} - {call.call_id for call in taken.calls}
+        if untraced:
+            with self.store.transaction():
+                self._foreign.drop(untraced)
+        for agent, session_id in ready.sessions:
+            session = self._session(agent, session_id)
+            if session.stubs:
+                # What it was must be known to tell what is new.
+                with self.store.transaction():
+                    for stub in session.stubs.values():
+                        if stub.trace_id in ready.turns:
+                            self.store.unsettle_turn(stub.trace_id)
+                session.load(self.store)
+            self._touch(session)
+        return bool(ready.calls) and self._take_in(taken)
+
+    def _take_in(self, taken: Taken, read_to: tuple[Path, Cursor] | None = None) -> bool:
+        """Keep what was taken in and tell the sessions of it; say whether anything was new."""
+        self._leave_out_untraced()
         with self.store.transaction():
             new = self.store.add_sightings(taken.sightings)
             new_calls = [call for call in taken.calls if self.store.add_call(call, self._clock())]
+            new_spans = self.store.add_foreign_spans(rows_of(taken.fragments), self._clock())
             self.store.add_notes(taken.notes)
+            if read_to is not None:
+                self.store.set_cursor(*read_to)
         # Only now is it safe to let go of the files.
         for file in taken.files:
             self.spool.remove(file)
@@ -216,9 +279,14 @@ class Watcher:
                 session = self._session(identity.agent, identity.session_id)
                 session.calls[call.call_id] = call
                 self._touch(session)
-        return bool(new or new_calls)
+        return bool(new or new_calls or new_spans)
 
-    def _take_in_transcripts(self, session: _Session) -> bool:
+    def _leave_out_untraced(self) -> None:
+        for agent, session_id in self._intake.newly_untraced():
+            if self.store.leave_out(agent, session_id):
+                self._sessions.pop((agent, session_id), None)
+
+    def _take_in_transcripts(self, session: Held) -> bool:
         agent = agents()[session.agent]
         if session.transcript is None:
             told = session.assembler.info.transcript
@@ -254,7 +322,15 @@ class Watcher:
                 self._cursors[path] = self.store.cursor(path)
             cursor = self._cursors[path]
             reading = agent.read_transcript(path, cursor)
-            sightings = [scrub_sighting(each, self._patterns) for each in reading.sightings]
+            traced = self._intake.without_untraced(reading.sightings)
+            self._leave_out_untraced()
+            if reading.sightings and not traced:
+                if reading.cursor == cursor:
+                    return new
+                # Not into the store: a cursor remembers what was read, too.
+                self._cursors[path] = reading.cursor
+                continue
+            sightings = [scrub_sighting(each, self._patterns) for each in traced]
             notes = Counter(reading.notes)
             if (tags := tags_of_folder(agent, sightings, notes)) is not None:
                 told = Source.TRANSCRIPT
@@ -275,7 +351,7 @@ class Watcher:
             if reading.cursor == cursor:
                 return new
 
-    def _notice_end(self, session: _Session, *, close_open: bool) -> bool:
+    def _notice_end(self, session: Held, *, close_open: bool) -> bool:
         """Notice that the agent's process is gone without a word."""
         now_ns = self._clock()
         if session.gone or now_ns - session.looked_ns < SECOND_NS:
@@ -301,20 +377,46 @@ class Watcher:
         ]
         if not strangers:
             return
-        sessions = [session for session in self._sessions.values() if session.untold]
+        sessions = {id(s): s for s in self._sessions.values() if s.untold}
+        # What another gateway saw comes when its exporter sends, often after all was told.
+        others = [s for s in strangers if not s.is_ours and s.gateway != LOGGED]
+        late = [call for call in others if call.call_id not in self._asked]
+        self._asked = {call.call_id for call in others}
+        for whose in self._foreign.sessions_for(late):
+            session = self._session(*whose)
+            sessions[id(session)] = session
         turns = {
             turn.trace_id: (turn, session)
-            for session in sessions
+            for session in sessions.values()
             for turn in session.assembler.turns()
         }
-        linked, _ = link(strangers, [turn for turn, _ in turns.values()])
-        for call, found in linked:
-            session = turns[found.trace_id][1]
+        linked, orphans = link(strangers, [turn for turn, _ in turns.values()])
+        homes = [(call, turns[found.trace_id][1]) for call, found in linked]
+        for orphan in orphans:
+            # Its session is known where ours saw the same call, or where it is named.
+            home = next((s for s in sessions.values() if _is_home(orphan.call, s)), None)
+            if home is not None:
+                homes.append((orphan.call, home))
+        for call, session in homes:
             if call.call_id not in session.calls:
                 session.calls[call.call_id] = call
                 self._touch(session)
 
-    def _assemble(self, session: _Session, *, settle_now: bool, close_open: bool) -> None:
+    def _let_go_of_idle_sessions(self) -> None:
+        """Forget what is told and rests: what it was stands in the store."""
+        now_ns = self._clock()
+        idle = [
+            key
+            for key, session in self._sessions.items()
+            if not (session.untold or session.dirty)
+            and abs(now_ns - session.changed_ns) > IDLE_SESSION_NS
+        ]
+        for key in idle:
+            del self._sessions[key]
+        if idle:
+            self._cursors.clear()
+
+    def _assemble(self, session: Held, *, settle_now: bool, close_open: bool) -> None:
         now_ns = self._clock()
         if session.changed_ns > now_ns:
             # The clock was set back; the waiting does not begin anew for that.
@@ -325,12 +427,54 @@ class Watcher:
         waiting = session.due_ns is None or now_ns < session.due_ns
         if waiting and not session.dirty and not settle_now:
             return
+        if time.monotonic() < session.rests_until_s and not settle_now:
+            return
+        began_s = time.monotonic()
+        if session.behind_ns is not None:
+            long = now_ns - session.behind_ns >= BEHIND_PATIENCE_NS
+            if not (settle_now or quiet_ns >= SETTLE_NS or long):
+                session.due_ns = session.changed_ns + SETTLE_NS
+                return
+            session.load(self.store)
+            session.dirty = True
         session.due_ns = None
-        calls = list(session.calls.values())
-        linked, orphans = link(calls, session.assembler.turns(gone=session.gone))
-        turns = session.assembler.turns(linked, gone=session.gone)
         untold = False
-        news: list[tuple[str, tuple[Span, ...], set[str]]] = []
+        while True:
+            untold = self._put_together(
+                session, untold=untold, settle_now=settle_now, close_open=close_open
+            )
+            if not session.pending:
+                break
+            session.load_more(self.store)
+        session.behind_ns = None
+        session.dirty = False
+        session.untold = untold or session.has_orphans
+        session.make_room()
+        if len(session.assembler) > FEW_SIGHTINGS:
+            # A long turn is put together anew for each event: that may not take all of the time.
+            took_s = time.monotonic() - began_s
+            session.rests_until_s = time.monotonic() + REST * took_s
+
+    def _put_together(
+        self, session: Held, *, untold: bool, settle_now: bool, close_open: bool
+    ) -> bool:
+        """Tell what is over of what is held; say whether anything is still to be told.
+
+        *untold* says it of what was held before.
+        """
+        quiet_ns = self._clock() - session.changed_ns
+        linked, orphans = self._linked(session)
+        turns = session.assembler.turns(
+            linked,
+            session.told_calls.values(),
+            gone=session.gone,
+            elsewhere_ns=session.elsewhere_ns,
+        )
+        if session.pending:
+            # Whether and how the last one ended is not known before the next one is.
+            turns = turns[:-1]
+        session.has_orphans = bool(orphans)
+        news: list[tuple[str, Sequence[Span], set[str]]] = []
         local_ns = self.store.local_until(session.agent, session.session_id)
         with self.store.transaction():
             if session.dirty:
@@ -339,42 +483,114 @@ class Watcher:
                 for orphan in orphans:
                     self.store.set_reason(orphan.call.call_id, orphan.reason)
             for turn in turns:
-                if turn.turn_key in session.retired:
+                foreign = self._foreign.spans_of(turn, self._settings.content)
+                if not foreign and session.settled.get(turn.turn_key) == turn:
                     continue
-                spans = render(turn, self._settings.content)
+                spans = (*foreign, *render(turn, self._settings.content))
                 if session.dirty:
                     self.store.put_turn(turn, spans)
                 patience = self._patience_ns(turn, session, close_open=close_open)
+                # What is read from behind was over long ago.
+                settled = settle_now or bool(session.pending)
                 over = turn.state is not TurnState.OPEN and (
-                    quiet_ns >= patience or (settle_now and patience <= SETTLE_NS)
+                    quiet_ns >= patience or (settled and patience <= SETTLE_NS)
                 )
                 if over:
                     if self.metrics is not None:
                         news.append((turn.agent, spans, self.store.untold(turn.trace_id)))
-                    self.store.tell(
+                    self._tell(
                         turn.trace_id,
-                        [(span.span_id, encode_span(span)) for span in spans],
+                        spans,
                         resource_of(turn.agent, spans, self._settings.resource),
-                        [] if turn.start_ns < local_ns else [sink.name for sink in self.sinks],
-                        self._reduced(partial(render, turn)),
+                        partial(self._rendered, turn),
+                        is_local=turn.start_ns < local_ns,
                     )
+                    self._foreign.told(turn, foreign)
+                    self.store.settle_turn(turn.trace_id)
+                    session.settled[turn.turn_key] = turn
+                    session.note_inferred(turn)
                 else:
                     untold = True
+                    final = [s for s in final_spans(turn, spans) if s.span_id not in session.early]
+                    if final:
+                        if self.metrics is not None:
+                            new = self.store.untold(turn.trace_id)
+                            news.append((turn.agent, final, new))
+                        self._tell(
+                            turn.trace_id,
+                            final,
+                            resource_of(turn.agent, spans, self._settings.resource),
+                            partial(self._rendered, turn),
+                            is_local=turn.start_ns < local_ns,
+                            is_all=False,
+                        )
+                        session.early.update(span.span_id for span in final)
                     if turn.state is not TurnState.OPEN:
                         due_ns = session.changed_ns + patience
                         session.due_ns = min(session.due_ns or due_ns, due_ns)
-            if not untold:
+            if not untold and not session.pending:
                 self.store.settle(session.agent, session.session_id)
-        for agent, spans, new in news:
+        for agent, gone, new in news:
             if self.metrics is not None and new:
-                self.metrics.told(agent, spans, new)
-        session.dirty = False
-        session.untold = untold or bool(orphans)
-        if not untold and len(session.assembler) > MOST_SIGHTINGS:
-            self._retire(session, turns[:-1])
+                self.metrics.told(agent, gone, new)
+        if session.is_large:
+            # The last one is still to be asked what ended, and whether anything came behind it.
+            session.retire(turns if session.pending else turns[:-1])
+        return untold
+
+    def _rendered(self, turn: Turn, content: Content) -> tuple[Span, ...]:
+        return (*self._foreign.spans_of(turn, content), *render(turn, content))
+
+    def _tell(
+        self,
+        trace: str,
+        spans: Iterable[Span],
+        resource: Resource,
+        render_at: Callable[[Content], Sequence[Span]],
+        *,
+        is_local: bool = False,
+        is_all: bool = True,
+    ) -> None:
+        """Tell spans with the resource that they came with, or else with *resource*."""
+        reduced = self._reduced(render_at)
+        for origin, group in by_origin(spans):
+            self.store.tell(
+                trace,
+                [(span.span_id, encode_span(span)) for span in group],
+                origin or resource,
+                [] if is_local else [sink.name for sink in self.sinks],
+                reduced,
+                is_all=is_all,
+            )
+
+    def _linked(self, session: Held) -> tuple[list[tuple[GatewayCall, Link]], list[Orphan]]:
+        """Link the calls of a session to its turns, also to those that are told and let go of."""
+        while True:
+            turns = session.assembler.turns(gone=session.gone, elsewhere_ns=session.elsewhere_ns)
+            stubs = {stub.trace_id for stub in session.stubs.values()}
+            calls = [c for c in session.calls.values() if c.call_id not in session.told_calls]
+            linked, orphans = link(calls, [*turns, *session.stubs.values()])
+            if session.pending:
+                # It may have been made by a turn that is still to come.
+                until_ns = session.begins_ns(self.store)
+                linked = [
+                    (call, found)
+                    for call, found in linked
+                    if found.evidence.confidence == "exact" or call.start_ns < until_ns
+                ]
+                orphans = []
+            late = {(call.call_id, f.trace_id) for call, f in linked if f.trace_id in stubs}
+            if late <= session.revived:
+                return linked, orphans
+            # To tell what is new of a turn, what it was must be known.
+            session.revived |= late
+            with self.store.transaction():
+                for _, trace in late:
+                    self.store.unsettle_turn(trace)
+            session.load(self.store)
 
     def _reduced(
-        self, render_at: Callable[[Content], tuple[Span, ...]]
+        self, render_at: Callable[[Content], Sequence[Span]]
     ) -> dict[str, dict[str, bytes]]:
         """Return, for each sink with a content level of its own, the spans as it may have them."""
         by_level: dict[str, dict[str, bytes]] = {}
@@ -386,7 +602,7 @@ class Watcher:
         }
 
     @staticmethod
-    def _patience_ns(turn: Turn, session: _Session, *, close_open: bool) -> int:
+    def _patience_ns(turn: Turn, session: Held, *, close_open: bool) -> int:
         """Return how long a turn that is over must have been quiet before it is told."""
         running = any(subagent.end_ns is None for subagent in turn.subagents)
         if running and not session.gone and not close_open:
@@ -395,33 +611,42 @@ class Watcher:
                 return SUBAGENT_PATIENCE_NS
         return CONFIRMED_SETTLE_NS if turn.confirmed else SETTLE_NS
 
-    def _retire(self, session: _Session, turns: Iterable[Turn]) -> None:
-        for turn in turns:
-            session.assembler.retire(turn.turn_key)
-            session.retired.add(turn.turn_key)
-            for chat in turn.chats:
-                if chat.seen is not None:
-                    session.calls.pop(chat.seen.call_id, None)
-
     def _give_up_on_orphans(self, *, at_once: bool) -> None:
         now_ns = self._clock()
-        for call, taken_ns in self.store.calls_without_turn():
+        # What ours saw goes first: others may tell of the same call.
+        waiting = sorted(self.store.calls_without_turn(), key=lambda pair: not pair[0].is_ours)
+        for call, taken_ns in waiting:
+            if is_foreign(call):
+                continue
+            of_script = is_of_script(call)
+            # A turn that is told has claimed what was its.
+            hopeless = of_script and not self.busy
             # Taken in the future: the clock was set back.
-            if not at_once and abs(now_ns - taken_ns) < ORPHAN_PATIENCE_NS:
+            if not (at_once or hopeless) and abs(now_ns - taken_ns) < ORPHAN_PATIENCE_NS:
+                continue
+            if (told := self._told_by_itself(call)) is not None:
+                with self.store.transaction():
+                    self.store.set_reason(call.call_id, *told)
                 continue
             identity = call.identity
-            agent = identity.agent if identity is not None else "unknown"
+            agent = identity.agent if identity is not None else "script" if of_script else "unknown"
             session_id = (identity.session_id if identity is not None else None) or ""
             lone_trace = trace_id(agent, session_id, f"orphan:{call.call_id}")
+            parent = None
             reason = "no turn has its session, response or tools"
+            if of_script:
+                reason = SCRIPT_CALL
+                lone_trace, parent = outer_context(call) or (lone_trace, None)
             if session_id:
                 session = self._sessions.get((agent, session_id))
                 _, orphans = link([call], session.assembler.turns() if session else [])
                 reason = orphans[0].reason if orphans else reason
                 if session is not None:
                     session.calls.pop(call.call_id, None)
+                    session.told_calls[call.call_id] = (call, told_alone(lone_trace))
                     session.dirty = True
-            span = render_orphan(Orphan(call, reason), lone_trace, self._settings.content)
+            render_at = partial(_rendered_alone, Orphan(call, reason), lone_trace, parent)
+            (span,) = render_at(self._settings.content)
             with self.store.transaction():
                 self.store.set_reason(call.call_id, reason, lone_trace)
                 self.store.put_lone_span(span)
@@ -430,10 +655,51 @@ class Watcher:
                     [(span.span_id, encode_span(span))],
                     resource_of(agent, [span], self._settings.resource),
                     [sink.name for sink in self.sinks],
-                    self._reduced(partial(_rendered_alone, Orphan(call, reason), lone_trace)),
+                    self._reduced(render_at),
                 )
-            if self.metrics is not None:
+            if self.metrics is not None and not of_script:
                 self.metrics.orphan(agent)
+        self._let_go_of_fragments(now_ns, at_once=at_once)
+
+    def _told_by_itself(self, call: GatewayCall) -> tuple[str, str] | None:
+        """Return why, and in which trace, a call is told alone already that *call* tells of too."""
+        if call.is_ours:
+            return None
+        names = set(gateway_names(call))
+        since_ns, until_ns = call.start_ns - OTHER_CLOCK_NS, call.start_ns + OTHER_CLOCK_NS
+        for known, reason, trace in self.store.lone_calls(since_ns, until_ns):
+            if names & set(gateway_names(known)):
+                return reason, trace
+        return None
+
+    def _why_lost(self, call: GatewayCall) -> str:
+        identity = call.identity
+        whose = (identity.agent, identity.session_id or "") if identity is not None else ("", "")
+        session = self._sessions.get(whose)
+        _, orphans = link([call], session.assembler.turns() if session is not None else [])
+        return orphans[0].reason if orphans else "no turn has its session, response or tools"
+
+    def _let_go_of_fragments(self, now_ns: int, *, at_once: bool) -> None:
+        """Send on as they came those foreign spans that no turn claims."""
+        for lost in self._foreign.hopeless(now_ns, ORPHAN_PATIENCE_NS, at_once=at_once):
+            with self.store.transaction():
+                for call in lost.unclaimed:
+                    told = self._told_by_itself(call) or (self._why_lost(call), lost.trace_id)
+                    self.store.set_reason(call.call_id, *told)
+                    for session in self._sessions.values():
+                        session.calls.pop(call.call_id, None)
+                if lost.home is None:
+                    spans = self._foreign.alone(lost.trace_id, self._settings.content)
+                    for span in spans:
+                        self.store.put_lone_span(span)
+                    render_at = partial(self._foreign.alone, lost.trace_id)
+                    self._tell(lost.trace_id, spans, (), render_at)
+                    self._foreign.told_alone(lost.trace_id)
+            if lost.home is not None:
+                self._touch(self._session(*lost.home))
+            for call in lost.unclaimed:
+                if self.metrics is not None:
+                    self.metrics.orphan(call.identity.agent if call.identity else "unknown")
 
     def _spread(self, sightings: Iterable[Sighting]) -> None:
         """Give new sightings to their sessions."""
@@ -442,24 +708,24 @@ class Watcher:
             by_session.setdefault((sighting.agent, sighting.session_id), []).append(sighting)
         for (agent, session_id), group in by_session.items():
             session = self._session(agent, session_id)
-            if session.retired & {sighting.turn_key for sighting in group}:
-                # News of a turn long told: what it was must be known to tell what is new.
-                del self._sessions[agent, session_id]
-                session = self._session(agent, session_id)
             session.assembler.add(group)
+            if session.has_news_of_stubs(group):
+                # What it was must be known to tell what is new.
+                session.load(self.store)
+            elif session.assembler.size > session.most_bytes:
+                session.spill(self._clock())
             session.gone = False
             self._touch(session)
 
-    def _session(self, agent: str, session_id: str) -> _Session:
+    def _session(self, agent: str, session_id: str) -> Held:
         key = (agent, session_id)
         if key not in self._sessions:
-            assembler = TurnAssembler(agent, session_id)
-            assembler.add(self.store.sightings(agent, session_id))
-            calls = {call.call_id: call for call in self.store.calls(agent, session_id)}
-            self._sessions[key] = _Session(agent, session_id, assembler, calls, self._clock())
+            held = Held(agent, session_id, self._clock())
+            held.load(self.store)
+            self._sessions[key] = held
         return self._sessions[key]
 
-    def _touch(self, session: _Session) -> None:
+    def _touch(self, session: Held) -> None:
         session.changed_ns = self._clock()
         session.dirty = True
         session.untold = True
@@ -470,11 +736,20 @@ class Watcher:
             self.store.add_notes({text: 1})
 
 
-def _rendered_alone(orphan: Orphan, trace: str, content: Content) -> tuple[Span, ...]:
-    return (render_orphan(orphan, trace, content),)
+def _is_home(call: GatewayCall, session: Held) -> bool:
+    if call.conversation_id is not None and call.conversation_id == session.session_id:
+        return True
+    names = set(gateway_names(call))
+    return any(names & set(gateway_names(each)) for each in session.calls.values())
 
 
-def _is_gone(session: _Session) -> bool:
+def _rendered_alone(
+    orphan: Orphan, trace: str, parent: str | None, content: Content
+) -> tuple[Span, ...]:
+    return (render_orphan(orphan, trace, content, parent),)
+
+
+def _is_gone(session: Held) -> bool:
     """Say whether the agent's process is known to have ended."""
     if agents()[session.agent].KEEPS_TRANSCRIPT_OPEN and session.transcript is not None:
         is_open = is_open_for_writing(session.transcript)

@@ -12,7 +12,7 @@ import pytest
 from tracebridge.agents import agents
 from tracebridge.settings import read_settings
 from tracebridge.store import Store
-from tracebridge.watch import SETTLE_NS, Watcher
+from tracebridge.watcher import SETTLE_NS, Watcher
 
 SECOND = 1_000_000_000
 THREAD = "01a1fce8-d168-7540-b445-ce328ffcc139"

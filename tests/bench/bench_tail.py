@@ -22,11 +22,13 @@ import time
 from pathlib import Path
 from queue import Queue
 
+from runner import Reach, tell
 from watchdog.events import FileMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 HOOK = Path(__file__).resolve().parents[2] / "hooks" / "tracebridge_hook.py"
 PAUSE_S = 0.15
+IDLE_S = 10
 
 
 class Tail:
@@ -64,6 +66,13 @@ class Tail:
         )
         seen, _ = self.lines.get(timeout=60)
         return (seen - began) / 1e6
+
+    def idle_cpu_percent(self) -> float:
+        """Return what watcher and tail use of a core while nothing happens."""
+        before = [_cpu_s(process) for process in (self._tail, self._watch)]
+        time.sleep(IDLE_S)
+        after = [_cpu_s(process) for process in (self._tail, self._watch)]
+        return (sum(after) - sum(before)) / IDLE_S * 100
 
     def close(self) -> None:
         for process in (self._tail, self._watch):
@@ -107,6 +116,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         floor, tail = Floor(_made(Path(folder) / "floor")), Tail(Path(folder) / "home")
+        # Until both have started.
+        time.sleep(IDLE_S)
+        idle = tail.idle_cpu_percent()
         figures: dict[str, list[float]] = {"hook event to tail": [], "floor": []}
         for number in range(options.events + 5):
             for name, chain in (("hook event to tail", tail), ("floor", floor)):
@@ -115,6 +127,7 @@ def main() -> None:
                 if number >= 5:
                     figures[name].append(took)
                 time.sleep(PAUSE_S)
+        waiting = tail.idle_cpu_percent()
         tail.close()
         floor.close()
     rows = {
@@ -125,9 +138,18 @@ def main() -> None:
     for name, row in rows.items():
         sys.stdout.write(f"{name:22} {row['median']:10.1f} {row['p95']:10.1f}\n")
     ratio = rows["hook event to tail"]["median"] / rows["floor"]["median"]
-    sys.stdout.write(f"{'ratio of medians':22} {ratio:10.1f}\n")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2))
+    reaches = [
+        Reach("hook event to tail, p95", rows["hook event to tail"]["p95"], "ms", at_most=50),
+        Reach("hook event to tail / inotify and a read, median", ratio),
+        Reach("watcher and tail, idle", idle, "% CPU", at_most=0.3),
+        Reach(f"the same, {options.events + 5} turns still open", waiting, "% CPU"),
+    ]
+    tell(reaches, rows, options.json)
+
+
+def _cpu_s(process: subprocess.Popen[bytes]) -> float:
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks)
 
 
 def _made(folder: Path) -> Path:

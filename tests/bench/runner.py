@@ -2,10 +2,12 @@
 
 import json
 import os
+import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
@@ -22,6 +24,48 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """One row of the table of aims: what was measured, and what it should be."""
+
+    what: str
+    measured: float
+    unit: str = "x"
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return (self.at_most is None or self.measured <= self.at_most) and (
+            self.at_least is None or self.measured >= self.at_least
+        )
+
+    @property
+    def aim(self) -> str:
+        if self.at_most is not None:
+            return f"≤ {self.at_most:g} {self.unit}"
+        return "stated" if self.at_least is None else f"≥ {self.at_least:g} {self.unit}"
+
+    @property
+    def verdict(self) -> str:
+        if self.at_most is None and self.at_least is None:
+            return ""
+        return "met" if self.met else "NOT met"
+
+    def line(self) -> str:
+        measured = f"{self.measured:10.2f} {self.unit:5}"
+        return f"{self.what:62} {measured} {self.aim:12} {self.verdict}".rstrip()
+
+
+def tell(reaches: Sequence[Reach], details: object, path: Path | None) -> None:
+    """Print how far each aim is reached, and write that and all else that was measured to *path*."""
+    sys.stdout.write("".join(f"{reach.line()}\n" for reach in reaches))
+    if path is not None:
+        rows = [{**asdict(reach), "met": reach.met} for reach in reaches]
+        document = {"reaches": rows, "details": details}
+        path.write_text(json.dumps(document, indent=2, default=vars) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     name: str
     median_ms: float
@@ -33,10 +77,17 @@ class Result:
     paired_ratio: float | None
 
 
-def measure(commands: Sequence[Command], rounds: int, warm_up: int = 3) -> list[Result]:
+def measure(
+    commands: Sequence[Command], rounds: int, warm_up: int = 3, *, shuffled: bool = False
+) -> list[Result]:
+    """Run all in turn; *shuffled* where one may leave work behind that the next would meet."""
+    order = list(commands)
+    draw = random.Random(1)
     times: dict[str, list[float]] = {command.name: [] for command in commands}
     for number in range(warm_up + rounds):
-        for command in commands:
+        if shuffled:
+            draw.shuffle(order)
+        for command in order:
             elapsed = _run(command)
             if command.tidy:
                 command.tidy()
@@ -57,16 +108,6 @@ def table(results: Sequence[Result]) -> str:
             f"{result.min_ms:6.2f} {ratios}  {result.floor or ''}".rstrip()
         )
     return "\n".join(lines)
-
-
-def write_json(results: Sequence[Result], rounds: int, path: Path) -> None:
-    document = {
-        "rounds": rounds,
-        "results": [
-            {name: getattr(result, name) for name in Result.__slots__} for result in results
-        ],
-    }
-    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def _run(command: Command) -> float:

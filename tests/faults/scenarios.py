@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import itertools
+import json
 import os
 import random
 import shutil
@@ -21,11 +23,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 import trustme
-from claude_files import Claude, said
+from claude_files import Claude, at, said
 from faults.world import LIMIT_S, Figures, SpanId, Stepper, World, agent_run, contents
 
 from tracebridge.codec import encode
@@ -34,13 +38,15 @@ from tracebridge.ids import root_span_id, span_id, trace_id
 from tracebridge.model import CallIdentity, GatewayCall, HookEvent
 from tracebridge.settings import read_settings
 from tracebridge.sinks import OutboxSpan, Receipt
-from tracebridge.spool import Spool
+from tracebridge.spool import Spool, SpoolFile, SpoolFileError
 from tracebridge.store import FILE
 from tracebridge.testing.receiver import Answer, ReceivedRequest, Receiver
+from tracebridge.watch_lock import is_watched
 from tracebridge.watcher import Watcher
 
 KILLED = -signal.SIGKILL
 DAY_NS = 86_400 * 10**9
+HOOKS = Path(__file__).resolve().parents[2] / "hooks" / "tracebridge_hook"
 OLD_STORE = Path(__file__).with_name("store_version_1.sql")
 
 Scenario = Callable[[World, random.Random, bool], Figures]
@@ -88,14 +94,16 @@ def watcher_killed_at_random(world: World, chance: random.Random, short: bool) -
     home = world.new_home(filled=False)
     spool = Spool(home)
     spool.create()
-    events = sorted((world.template / "spool" / "new").iterdir())
+    # As they happen: no agent tells of a turn's end before its calls are answered.
+    waiting = sorted(Spool(world.template).read(), key=moment_of)
+    events = [file.path for file in waiting]
     with Receiver() as receiver:
         env = world.env(home, receiver.endpoint)
         for _ in range(4 if short else 40):
             with running_watcher(env) as watcher:
                 for _ in range(min(len(events), chance.randint(1, 20))):
                     event = events.pop(0)
-                    shutil.copy(event, home / "spool" / "tmp" / event.name)
+                    shutil.copy2(event, home / "spool" / "tmp" / event.name)
                     (home / "spool" / "tmp" / event.name).rename(spool.new / event.name)
                 # The moment of death; nothing waits for it.
                 time.sleep(chance.uniform(0.0, 0.9))
@@ -103,10 +111,16 @@ def watcher_killed_at_random(world: World, chance: random.Random, short: bool) -
                 watcher.wait()
             figures.faults += 1
         for event in events:
-            shutil.copy(event, spool.new / event.name)
+            shutil.copy2(event, spool.new / event.name)
         arrives(world, home, receiver)
         figures.add(world.expected, receiver.spans, faults=0, may_resend=True)
     return figures
+
+
+def moment_of(file: SpoolFile) -> int:
+    content = file.content
+    assert not isinstance(content, SpoolFileError)
+    return content.end_ns if isinstance(content, GatewayCall) else content.time_ns
 
 
 @contextmanager
@@ -153,6 +167,34 @@ def hook_killed_at_every_step(world: World, chance: random.Random, short: bool) 
     return figures
 
 
+def hooks_killed_at_random(world: World, chance: random.Random, short: bool) -> Figures:
+    """The real hooks, Python's and sh's, at any moment: what is in the spool is whole."""
+    figures = Figures(name="hooks killed at random")
+    payload = json.dumps({"session_id": "s", "text": "x" * 300_000}).encode()
+    killed = 0
+    for command in ([sys.executable, "-I", "-S", f"{HOOKS}.py"], ["/bin/sh", f"{HOOKS}.sh"]):
+        home = world.new_home(filled=False)
+        for attempt in range(15 if short else 150):
+            with subprocess.Popen(
+                [*command, "claude-code"], stdin=subprocess.PIPE, env=world.env(home)
+            ) as process:
+                assert process.stdin is not None
+                if attempt == 0:
+                    # While it waits for what it is to be told: this one dies for sure.
+                    process.kill()
+                threading.Timer(chance.uniform(0, 0.01), process.kill).start()
+                with suppress(BrokenPipeError):
+                    process.communicate(payload)
+                killed += process.returncode == KILLED
+        for file in Spool(home).read():
+            whole = isinstance(file.content, HookEvent) and file.content.payload == payload
+            figures.differing += not whole
+        # The home stays: what a killed sh had started may still be at work in it.
+    figures.faults = killed
+    figures.remark = "no file is torn; what the killed hook knew is missing"
+    return figures
+
+
 def hooks_of(world: World, session_id: str) -> list[HookEvent]:
     contents = [file.content for file in Spool(world.template).read()]
     hooks = [each for each in contents if isinstance(each, HookEvent)]
@@ -196,7 +238,7 @@ def gateway_killed(world: World, chance: random.Random, short: bool) -> Figures:
     Spool(template).create()
     for file in Spool(world.template).read():
         if isinstance(file.content, HookEvent) and b"0-session" in file.content.payload:
-            shutil.copy(file.path, template / "spool" / "new")
+            shutil.copy2(file.path, template / "spool" / "new")
     expected = {i: b"" for i in world.expected if i[0] == trace_of(0)}
     home = copy_of(world, template)
     steps = write_call(world, home, calls[0]).steps
@@ -214,6 +256,137 @@ def gateway_killed(world: World, chance: random.Random, short: bool) -> Figures:
         world.drop(home)
     figures.remark = "ids; what the killed gateway saw is missing"
     return figures
+
+
+def gateway_killed_in_mid_stream(world: World, chance: random.Random, short: bool) -> Figures:
+    """A real gateway in the middle of an answer, after one that is whole; the transcript goes on."""
+    figures = Figures(name="gateway killed in mid-stream")
+    pieces = [*range(len(STREAM) + 1)]
+    for stop_at in chance.sample(pieces, 3) if short else pieces:
+        home = world.new_home(filled=False)
+        claude = Claude(home, world.folder, session=f"s-{home.name}", turn="streamed")
+        trace = trace_id("claude-code", claude.session, claude.turn)
+        names = [f"{home.name}_{number}" for number in range(2)]
+        kept = [root_span_id(trace), *(span_id(trace, "llm", name) for name in names)]
+        claude.hook(seconds_now(), "UserPromptSubmit", prompt="stream it")
+        claude.prompt_line(seconds_now(), "stream it")
+        with streaming_model(stop_at) as url, Receiver() as receiver:
+            gateway = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "tracebridge", "gateway", "--listen", "127.0.0.1:0"),
+                    *("--upstream", f"anthropic={url}"),
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=world.env(home),
+            )
+            try:
+                assert gateway.stdout is not None
+                address = urlsplit(gateway.stdout.readline().strip())
+                began = seconds_now()
+                with asked(address, claude, names[0], len(STREAM), end=b"\r\n0\r\n\r\n") as whole:
+                    assert b"message_stop" in whole
+                if chance.random() < 0.5:
+                    # Recorded, beside the one hook event; else perhaps not yet.
+                    wait_until(lambda home=home: Spool(home).depth() == 2)
+                claude.answer_line(seconds_now(), names[0], said("first"), began=began)
+                began = seconds_now()
+                with asked(address, claude, names[1], stop_at, end=b"\r\n\r\n"):
+                    # Before the client goes: that would be the end of its call.
+                    gateway.kill()
+                    gateway.wait()
+            finally:
+                gateway.kill()
+                gateway.communicate()
+            for file in Spool(home).read():
+                figures.differing += isinstance(file.content, SpoolFileError)
+            claude.answer_line(seconds_now(), names[1], said("done"), began=began)
+            claude.hook(seconds_now(), "Stop", last_assistant_message="done", background_tasks=[])
+            arrives(world, home, receiver)
+            add_ids(figures, {(trace, each): b"" for each in kept}, receiver)
+        world.drop(home)
+    figures.remark = "ids; what the killed gateway saw is missing"
+    return figures
+
+
+def seconds_now() -> float:
+    """Return the time as `claude_files` counts it."""
+    return (time.time_ns() - at(0)) / 10**9
+
+
+STREAM = (
+    'message_start {"message": {"id": "NAME", "model": "m", "usage": {"input_tokens": 1}}}',
+    'content_block_start {"index": 0, "content_block": {"type": "text", "text": ""}}',
+    'content_block_delta {"index": 0, "delta": {"type": "text_delta", "text": "done"}}',
+    'content_block_stop {"index": 0}',
+    'message_delta {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}}',
+    "message_stop {}",
+)
+
+
+@contextmanager
+def streaming_model(stop_at: int) -> Iterator[str]:
+    """Answer a first call in full, and of the others only so many events, then no more."""
+    asked = itertools.count()
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            name = json.loads(self.rfile.read(int(self.headers["content-length"])))["name"]
+            events = STREAM if next(asked) == 0 else STREAM[:stop_at]
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for event in events:
+                kind, _, data = event.partition(" ")
+                facts = {"type": kind, **json.loads(data.replace("NAME", name))}
+                said = f"event: {kind}\ndata: {json.dumps(facts)}\n\n".encode()
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(said), said))
+            if events is STREAM:
+                self.wfile.write(b"0\r\n\r\n")
+            else:
+                over.wait(LIMIT_S)
+                self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def asked(
+    address: SplitResult, claude: Claude, name: str, events: int, *, end: bytes
+) -> Iterator[bytes]:
+    """Ask through the gateway and give what was said once so many events have come."""
+    body = json.dumps({"model": "m", "stream": True, "name": name}).encode()
+    head = (
+        f"POST {address.path.rstrip('/')}/api/anthropic/v1/messages HTTP/1.1\r\n"
+        f"Host: {address.netloc}\r\nContent-Length: {len(body)}\r\n"
+        f"X-Claude-Code-Session-Id: {claude.session}\r\n"
+        f"x-claude-code-prompt-id: {claude.turn}\r\n\r\n"
+    )
+    assert address.hostname is not None
+    with socket.create_connection((address.hostname, address.port or 0), LIMIT_S) as connection:
+        connection.sendall(head.encode() + body)
+        told = b""
+        while told.count(b"event: ") < events or end not in told:
+            piece = connection.recv(65536)
+            assert piece, told
+            told += piece
+        yield told
 
 
 def write_call(world: World, home: Path, call: GatewayCall, **details: int | None):
@@ -629,24 +802,107 @@ def damages(chance: random.Random) -> Iterator[Callable[[Path], None]]:
     return iter((header, pages, sprinkled, cut, text))
 
 
+# Kills whoever asks for a socket, and everything that it starts.
+WITHOUT_SOCKETS = """
+import ctypes, os, struct, sys
+numbers = {"x86_64": 41, "aarch64": 198}
+def step(code, yes, no, value):
+    return struct.pack("HBBI", code, yes, no, value)
+program = step(0x20, 0, 0, 0) + step(0x15, 0, 1, numbers[os.uname().machine])
+program += step(0x06, 0, 0, 0x80000000) + step(0x06, 0, 0, 0x7FFF0000)
+held = ctypes.create_string_buffer(program)
+filter = struct.pack("HxxxxxxP", 4, ctypes.addressof(held))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter, 0, 0):
+    raise OSError(ctypes.get_errno())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def hook_work(world: World, chance: random.Random, short: bool) -> Figures:
+    """What the agent waits for is the same work whatever is broken, and none on the network.
+
+    Counted, not timed: each file operation of the hook; and a kernel that kills whoever opens a
+    socket finds nobody to kill.
+    """
+    del chance, short
+    figures = Figures(name="hook while all else is broken")
+    killer = [sys.executable, "-c", WITHOUT_SOCKETS, sys.executable]
+    caught = subprocess.run([*killer, "-c", "import socket; socket.socket()"], check=False)
+    assert caught.returncode == -signal.SIGSYS, "the kernel kills nobody"
+    (event, *_) = hooks_of(world, "0-session")
+    usual: list[str] = []
+    for break_it in (nothing_broken, backend_refuses, backend_hangs, watcher_stands_still):
+        home = world.new_home(filled=False)
+        with break_it(world, home) as env:
+            for command in (
+                [*killer, "-I", "-S", f"{HOOKS}.py"],
+                [*killer[:-1], "/bin/sh", f"{HOOKS}.sh"],
+            ):
+                done = subprocess.run(
+                    [*command, "claude-code"],
+                    input=event.payload,
+                    env={**world.env(home), **env},
+                    capture_output=True,
+                    check=False,
+                )
+                silent = (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+                figures.lost += not silent
+            done_steps = run_hook(world, home, event).steps
+            usual = usual or done_steps
+            figures.differing += done_steps != usual
+        figures.faults += 1
+        figures.expected += 3
+        world.drop(home)
+    figures.remark = f"events; {len(usual) // 2} file operations each, no socket"
+    return figures
+
+
+@contextmanager
+def nothing_broken(world: World, home: Path) -> Iterator[dict[str, str]]:
+    with Receiver() as receiver, running_watcher(world.env(home, receiver.endpoint)):
+        wait_for_watcher(home)
+        yield {}
+
+
+@contextmanager
+def backend_refuses(world: World, home: Path) -> Iterator[dict[str, str]]:
+    """With an outbox that is full of what it does not take."""
+    shutil.copytree(world.template, home, dirs_exist_ok=True)
+    with Receiver() as receiver:
+        receiver.rule = lambda _: Answer(status=503)
+        assert world.watch_once(home, receiver).code == 1
+        with running_watcher(world.env(home, receiver.endpoint)):
+            wait_for_watcher(home)
+            yield {}
+
+
+def wait_for_watcher(home: Path) -> None:
+    wait_until(lambda: is_watched(home) and (home / "spool" / "new").is_dir())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < limit, "it does not happen"
+        time.sleep(0.01)
+
+
 def agent_meanwhile(world: World, chance: random.Random, short: bool) -> Figures:
     """The agent's own work while everything of ours is broken: same answer, same exit code."""
     del chance
     figures = Figures(name="agent at work meanwhile")
     rounds = 1 if short else 3
-    usual_s = min(agent_run(world, world.new_home(filled=False))[1] for _ in range(rounds))
-    slowest = 0.0
     for break_it in (home_is_a_file, home_cannot_be_written, watcher_stands_still, backend_hangs):
         for _ in range(rounds):
             home = world.new_home(filled=False)
             with break_it(world, home) as env:
-                done, took_s = agent_run(world, home, **env)
+                done = agent_run(world, home, **env)
             figures.faults += 1
             figures.expected += 1
             figures.lost += done.returncode != 0
             figures.differing += done.stdout != "Done: greet.py says hello to the world.\n"
-            slowest = max(slowest, took_s)
-    figures.remark = f"turns; {usual_s:.2f} s undisturbed, {slowest:.2f} s at worst"
+    figures.remark = "turns: the agent's answer and exit code"
     return figures
 
 
@@ -669,6 +925,7 @@ def home_cannot_be_written(world: World, home: Path) -> Iterator[dict[str, str]]
 @contextmanager
 def watcher_stands_still(world: World, home: Path) -> Iterator[dict[str, str]]:
     with running_watcher(world.env(home)) as watcher:
+        wait_for_watcher(home)
         watcher.send_signal(signal.SIGSTOP)
         yield {}
 
@@ -678,6 +935,7 @@ def backend_hangs(world: World, home: Path) -> Iterator[dict[str, str]]:
     with Receiver() as receiver:
         receiver.rule = lambda _: Answer(hold=threading.Event())
         with running_watcher(world.env(home, receiver.endpoint)):
+            wait_for_watcher(home)
             yield {}
 
 
@@ -719,7 +977,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     watcher_killed_at_every_step,
     watcher_killed_at_random,
     hook_killed_at_every_step,
+    hooks_killed_at_random,
     gateway_killed,
+    gateway_killed_in_mid_stream,
     power_cut,
     disk_full,
     read_only_home,
@@ -731,4 +991,5 @@ SCENARIOS: tuple[Scenario, ...] = (
     damaged_store,
     calls_without_a_turn,
     agent_meanwhile,
+    hook_work,
 )

@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -244,10 +243,8 @@ def tell_sessions(home: Path, folder: Path) -> None:
             )
 
 
-def agent_run(
-    world: World, home: Path, **env: str
-) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Let the stand-in agent do a turn with real hooks and gateway; return it and its seconds."""
+def agent_run(world: World, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Let the stand-in agent do a turn with real hooks and gateway."""
     which = agent("claude-code")
     assert which is not None
     world._homes += 1
@@ -261,8 +258,7 @@ def agent_run(
         assert url is not None
         launch = Launch(commands=hook_commands(which, home), gateway_url=url, env=given)
         command, agent_env = which.launch([which.PROGRAM, "-p", PROMPT], launch)
-        began = time.monotonic()
-        done = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-m", "tracebridge.testing.stand_in_agent", *command[1:]],
             env=agent_env,
             cwd=project,
@@ -271,4 +267,3 @@ def agent_run(
             timeout=LIMIT_S,
             check=False,
         )
-        return done, time.monotonic() - began

@@ -1,19 +1,24 @@
 """Whatever bytes come from outside: no crash, no hang, nothing that cannot be stored or scrubbed.
 
 `corpus/` keeps what once did harm; it is tried first. TRACEBRIDGE_FUZZ multiplies the examples:
-`make faults` uses 40.
+`make fuzz` uses 40.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import orjson
 import pytest
+from exports import documents, message
 from fuzz.mutations import changed_bytes, changed_json, changed_lines, to_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +26,10 @@ from hypothesis import strategies as st
 from tracebridge.agents import Cursor, agents, identify_call
 from tracebridge.codec import encode
 from tracebridge.dialects import dialects, parse_error_message
+from tracebridge.encode import encode_span
+from tracebridge.foreign import records
+from tracebridge.fragments import calls_in, nest, scrub, split
+from tracebridge.gateway_choice import routes
 from tracebridge.gateways.framing import (
     BadRequestError,
     ChunkedBody,
@@ -28,12 +37,16 @@ from tracebridge.gateways.framing import (
     find_head_end,
     parse_request_head,
 )
+from tracebridge.gateways.otlp import JSON, PROTOBUF, parse_spans
+from tracebridge.integrate import IntegrateError, Options, Place, integrate
 from tracebridge.model import HookEvent, Sighting
-from tracebridge.scrub import scrub_sighting
+from tracebridge.scrub import scrub_sighting, scrub_text
 from tracebridge.settings import SettingsError, read_settings
 from tracebridge.sinks.otlp_http import parse_partial_success, parse_retry_after
-from tracebridge.spans import render
+from tracebridge.spans import Content, render
 from tracebridge.spool import SpoolFileError, parse
+from tracebridge.store import parse_span
+from tracebridge.tag_files import read_tags
 from tracebridge.turns import TurnAssembler
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -41,6 +54,7 @@ CORPUS = Path(__file__).with_name("corpus")
 TIMES = int(os.environ.get("TRACEBRIDGE_FUZZ", "1"))
 MOST_MEMORY_KB = 1_500_000
 SLUGS = sorted(agents())
+WITHOUT_COMMENT = re.compile(rb"//.*")
 
 
 def some(examples: int):
@@ -322,7 +336,7 @@ def test_any_request_head(data):
         head = parse_request_head(data[:end])
     except BadRequestError:
         return
-    again = parse_request_head(head.encode(head.target, "localhost", []))
+    again = parse_request_head(head.encode(head.target, "localhost"))
     assert (again.method, again.content_length) == (head.method, head.content_length)
 
 
@@ -379,6 +393,59 @@ def test_any_spool_file(data):
         assert 0 <= content.time_ns < 2**63
 
 
+RECORDED_EXPORTS = [
+    document
+    for name in ("litellm-claude-v1", "litellm-codex-v2")
+    for document in documents(name)[1:]
+]
+
+
+def take_export(kind: str, data: bytes) -> None:
+    """Do with an export of another gateway what receiver and watcher do."""
+    try:
+        request = parse_spans(kind, data)
+    except ValueError:
+        return
+    fragments, _ = split(request)
+    for fragment in fragments:
+        scrub(fragment.spans, scrub_text)
+        calls = calls_in(fragment)
+        for call in calls.values():
+            encode(call)
+            assert 0 <= call.start_ns <= call.end_ns < 2**63
+        nest(fragment, "1" * 32, "2" * 16, dict.fromkeys(calls, "3" * 16))
+        for span in records(fragment, Content.REDACTED, {}):
+            assert parse_span(encode(span)) == span
+            encode_span(span)
+
+
+@some(60)
+@given(
+    st.one_of(
+        st.sampled_from(RECORDED_EXPORTS).flatmap(changed_json).map(to_bytes),
+        st.sampled_from(RECORDED_EXPORTS).map(orjson.dumps).flatmap(changed_bytes),
+        st.binary(max_size=200),
+    )
+)
+def test_any_export_as_json(data):
+    """Spans of another gateway in JSON: taken in, or refused as what they are not."""
+    take_export(JSON, data)
+
+
+@some(60)
+@given(
+    st.one_of(
+        st.sampled_from(RECORDED_EXPORTS)
+        .map(lambda document: message(document).SerializeToString())
+        .flatmap(changed_bytes),
+        st.binary(max_size=200),
+    )
+)
+def test_any_export_as_protobuf(data):
+    """Spans of another gateway in protobuf: taken in, or refused as what they are not."""
+    take_export(PROTOBUF, data)
+
+
 CONFIG = b"""content = "full"
 retention_days = 7
 scrub_patterns = ['a{2,3}']
@@ -406,6 +473,164 @@ def test_any_config_file(tmp_path):
     check()
     assert said
     assert all("config.toml" in each for each in said)
+
+
+TAG_FILES = {
+    ".respan.json": b'{"customer_id": "acme", "span_name": "n", "metadata": {"team": "blue"}, "k": 1}',
+    ".claude/settings.json": b'{"env": {"OTEL_RESOURCE_ATTRIBUTES": "team=blue,a=b%20c"}}',
+    ".claude/respan.json": b'{"project_id": "p", "workflow_name": "w"}',
+}
+
+
+@pytest.mark.parametrize("name", TAG_FILES)
+def test_any_tag_file(name, tmp_path):
+    """Tags that can be stored, or a problem that names the file."""
+    path = tmp_path / "project" / name
+    path.parent.mkdir(parents=True)
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        tags, problems = read_tags(agents()["claude-code"], tmp_path / "project", tmp_path)
+        encode(tags)
+        assert all(str(path) in each for each in problems)
+
+    @some(100)
+    @given(
+        st.one_of(
+            changed_bytes(TAG_FILES[name]),
+            changed_json(json.loads(TAG_FILES[name])).map(to_bytes),
+            st.binary(max_size=80),
+        )
+    )
+    def check(data: bytes) -> None:
+        read(data)
+
+    for data in kept("tags"):
+        read(data)
+    check()
+
+
+WORDS = ("respan", "local", "none", "anthropic=https://gw.example/v1", "http://user@h:1/x?y#z")
+
+
+@some(300)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(WORDS),
+            st.text(max_size=60),
+            st.sampled_from(WORDS)
+            .flatmap(lambda word: changed_bytes(word.encode()))
+            .map(lambda data: data.decode("utf-8", "replace")),
+        ),
+        max_size=3,
+    )
+)
+def test_any_choice_of_a_gateway(words):
+    """Base URLs that lead somewhere, or a ValueError that says what may be chosen."""
+    said = "--gateway"
+    found = {}
+    try:
+        found = routes(words)
+    except ValueError as error:
+        said = str(error)
+    assert "--gateway" in said
+    for url in found.values():
+        assert urlsplit(url).hostname
+        assert url.isascii()
+        assert url.isprintable()
+
+
+SETTINGS_FILES = {
+    "claude-code": (
+        ".claude/settings.json",
+        b'{\n  // mine\n  "env": {"A": "1"},\n  "hooks": {"Stop": [{"hooks": '
+        b'[{"type": "command", "command": "true"}]}]}\n}\n',
+    ),
+    "codex-cli": (
+        ".codex/config.toml",
+        b'model = "m" # mine\nnotify = ["say", "done"]\n\n[features]\nx = true\n',
+    ),
+    "gemini-cli": (
+        ".gemini/settings.json",
+        b'{"hooks": {"BeforeTool": []}, "security": {"auth": {"selectedType": "x"}}}',
+    ),
+    "opencode": (".config/opencode/opencode.json", b'{"plugin": ["a"], "provider": {}}\n'),
+}
+
+
+@pytest.mark.parametrize("slug", SETTINGS_FILES)
+def test_any_settings_file(slug, tmp_path):
+    """Set up and taken out again it has its bytes; what cannot be edited is left and named."""
+    name, seed = SETTINGS_FILES[slug]
+    refused: list[str] = []
+
+    def set_up_and_take_out(data: bytes, folder: Path) -> None:
+        home, project = folder / "user", folder / "project"
+        path = home / name
+        path.parent.mkdir(parents=True)
+        project.mkdir()
+        path.write_bytes(data)
+        env = {"HOME": str(home), "PATH": os.defpath}
+        place = Place(scope="global", home=home, project=project, env=env)
+        options = Options(gateway=("http://127.0.0.1:9",), tags={"team": "blue"})
+        for remove in (False, True):
+            try:
+                integrate(agents()[slug], place, options, folder / "state", remove=remove)
+            except IntegrateError as error:
+                refused.append(str(error))
+                assert not remove
+                break
+        assert path.read_bytes() == data
+
+    @some(25)
+    @given(
+        st.one_of(
+            changed_bytes(seed),
+            # What is well written and says odd things.
+            changed_json(json.loads(WITHOUT_COMMENT.sub(b"", seed))).map(to_bytes)
+            if name.endswith(".json")
+            else changed_bytes(seed),
+        )
+    )
+    def check(data: bytes) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            set_up_and_take_out(data, Path(folder))
+
+    for number, data in enumerate(kept(f"settings-{slug}")):
+        set_up_and_take_out(data, tmp_path / f"kept-{number}")
+    check()
+    assert all(Path(name).name in each or slug in each for each in refused)
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_any_record_of_what_was_set_up(remove, tmp_path):
+    """Ours, and yet whatever stands in it: the agent's file says after it what it should."""
+    home, project, state = tmp_path / "user", tmp_path / "project", tmp_path / "state"
+    for folder in (home, project, state):
+        folder.mkdir()
+    place = Place(scope="global", home=home, project=project, env={"HOME": str(home)})
+    claude = agents()["claude-code"]
+    integrate(claude, place, Options(), state)
+    record = (state / "integrations.json").read_bytes()
+    settings_file = home / ".claude" / "settings.json"
+    written = settings_file.read_bytes()
+
+    @some(40)
+    @given(st.one_of(changed_json(json.loads(record)).map(to_bytes), changed_bytes(record)))
+    def check(data: bytes) -> None:
+        (state / "integrations.json").write_bytes(data)
+        settings_file.parent.mkdir(exist_ok=True)
+        settings_file.write_bytes(written)
+        try:
+            integrate(claude, place, Options(), state, remove=remove)
+        except IntegrateError:
+            # It says which file, see above.
+            return
+        there = settings_file.read_bytes() if settings_file.exists() else b""
+        assert (b"tracebridge_hook" in there) != remove
+
+    check()
 
 
 @some(150)

@@ -1,5 +1,5 @@
 # ruff: noqa: E402, T201 - a program that also runs from outside of pytest
-"""Much at once: agents, a huge transcript, many spans. Prints what it took: part of `make faults`.
+"""Much at once: agents, a huge transcript, many spans. Prints what it took: `make load`.
 
 .venv/bin/python tests/load/run.py [--short]
 """
@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,18 +23,22 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
+import orjson
 from claude_files import Claude, said
 
+from tracebridge.agents import agents
 from tracebridge.delivery import deliver
 from tracebridge.encode import encode_span
 from tracebridge.ids import root_span_id, span_id, trace_id
+from tracebridge.integrate import hook_commands
 from tracebridge.model import Outcome, Span, SpanKind, Turn, TurnState
+from tracebridge.settings import read_settings
 from tracebridge.sinks import OutboxSpan, Receipt
 from tracebridge.spool import Spool
 from tracebridge.store import Store
-from tracebridge.testing.receiver import Receiver
+from tracebridge.testing.receiver import ReceivedSpan, Receiver
+from tracebridge.watch import watch_once
 
-HOOK = TESTS.parent / "hooks" / "tracebridge_hook.py"
 LIMIT_S = 1200.0
 SPANS_PER_TURN = 100
 
@@ -50,9 +54,15 @@ class Load:
     took_s: float
 
 
-def agents_at_once(folder: Path, sessions: int = 50, tools: int = 10) -> Load:
-    """Let so many sessions run hook processes at the same time, with one watcher."""
+def agents_at_once(folder: Path, sessions: int = 50, short: bool = False) -> Load:
+    """Let so many sessions of four agents run real hook processes at once, with one watcher.
+
+    What they tell was recorded from real agents; each has a session of its own. What should come
+    of it is known from taking it in one after the other, with no process but one.
+    """
     home = folder / "home"
+    played = [recorded_session(number, short=short) for number in range(sessions)]
+    expected = alone(folder / "alone", played)
     with Receiver() as receiver:
         env = {
             "PATH": os.environ["PATH"],
@@ -65,46 +75,87 @@ def agents_at_once(folder: Path, sessions: int = 50, tools: int = 10) -> Load:
         watcher = subprocess.Popen([sys.executable, "-m", "tracebridge", "watch"], env=env)
         try:
             with ThreadPoolExecutor(sessions) as pool:
-                for _ in pool.map(lambda number: one_agent(env, number, tools), range(sessions)):
+                for _ in pool.map(lambda session: replay(env, home, *session), played):
                     pass
-            expected = sessions * (1 + tools)
-            receiver.wait_for(lambda each: len(each.spans) >= expected, timeout=LIMIT_S)
+            wait_for(lambda: Spool(home).depth() == 0)
+            took_s = time.monotonic() - began
             memory_mb = memory_of(watcher.pid)
         finally:
             watcher.terminate()
             watcher.wait(60)
-        assert Spool(home).depth() == 0
-        arrived = {(span.trace_id, span.span_id) for span in receiver.spans}
-        assert len(receiver.spans) == len(arrived)
+        once = [sys.executable, "-m", "tracebridge", "watch", "--once", "--close-open"]
+        subprocess.run(once, env=env, check=True)
+        arrived = Counter(known_by(span) for span in receiver.spans)
+        assert len({span.span_id for span in receiver.spans}) == len(receiver.spans)
+    events = sum(len(payloads) for _, payloads in played)
     return Load(
-        name=f"{sessions} agents at once, {sessions * (2 + 2 * tools)} hook processes",
-        expected=expected,
-        arrived=len(arrived),
+        name=f"{sessions} sessions of four agents at once, {events} hook processes, one watcher",
+        expected=expected.total(),
+        arrived=(arrived & expected).total() - (arrived - expected).total(),
         memory_mb=memory_mb,
-        took_s=time.monotonic() - began,
+        took_s=took_s,
     )
 
 
-def one_agent(env: dict[str, str], number: int, tools: int) -> None:
-    common = {
-        "session_id": f"session-{number}",
-        "prompt_id": f"turn-{number}",
-        "transcript_path": f"/nowhere/{number}.jsonl",
-        "cwd": "/project",
-    }
-    events = [{"hook_event_name": "UserPromptSubmit", "prompt": "work"}]
-    for index in range(tools):
-        tool = {"tool_name": "Read", "tool_input": {}, "tool_use_id": f"toolu_{number}_{index}"}
-        events.append({"hook_event_name": "PreToolUse", **tool})
-        events.append({"hook_event_name": "PostToolUse", **tool, "tool_response": "fine"})
-    events.append({"hook_event_name": "Stop", "background_tasks": []})
-    for event in events:
-        subprocess.run(
-            [sys.executable, "-I", "-S", str(HOOK), "claude-code"],
-            input=json.dumps({**common, **event}).encode(),
-            env=env,
-            check=True,
-        )
+def recorded_session(number: int, *, short: bool) -> tuple[str, list[bytes]]:
+    """Return agent and hook payloads of a recording, as if they were of another session."""
+    slug = sorted(agents())[number % len(agents())]
+    recordings = sorted((TESTS / "agents" / slug).glob("*/hooks.jsonl"))
+    if short:
+        recordings = [path for path in recordings if path.parent.name == "simple"]
+    path = recordings[number // len(agents()) % len(recordings)]
+    payloads = [orjson.loads(line)["payload"] for line in path.read_bytes().splitlines()]
+    names = {payload.get("session_id") or payload.get("session") for payload in payloads}
+    texts = [orjson.dumps(payload) for payload in payloads]
+    for name in filter(None, names):
+        texts = [
+            text.replace(name.encode(), f"{name[:-4]}-{number:03d}".encode()) for text in texts
+        ]
+    # No transcript tells what a hook did not.
+    return slug, [text.replace(b"/home/user", b"/nowhere") for text in texts]
+
+
+def known_by(span: Span | ReceivedSpan) -> tuple[str, str]:
+    """Return what a span is recognised by; an agent asks for permission under no id but the time."""
+    asked = span.name.startswith("permission_wait")
+    return span.trace_id, span.name if asked else span.span_id
+
+
+def alone(home: Path, played: list[tuple[str, list[bytes]]]) -> Counter[tuple[str, str]]:
+    """Return the spans that come of all this when nothing happens at the same time."""
+    Spool(home).create()
+    for number, (slug, payload) in enumerate((s, p) for s, payloads in played for p in payloads):
+        head = f"format=1\0kind=hook\0agent={slug}\0time_ns={10**18 + number}\0pid={os.getpid()}"
+        data = f"{head}\0payload_bytes={len(payload)}\0\0".encode() + payload
+        (home / "spool" / "new" / f"{number:020d}-1-0.event").write_bytes(data)
+    env = {"TRACEBRIDGE_HOME": str(home), "TRACEBRIDGE_SINKS": "memory"}
+    watch_once(read_settings(env), close_open=True)
+    with Store(home) as store:
+        rows = store.turns(limit=10**6)
+        return Counter(known_by(span) for row in rows for span in store.spans(row.trace_id))
+
+
+def replay(env: dict[str, str], home: Path, slug: str, payloads: list[bytes]) -> None:
+    """Run for each event the command that the agent has for it in its settings."""
+    agent = agents()[slug]
+    commands = hook_commands(agent, home)
+    by_event: dict[str, str] = {}
+    if slug != "opencode":
+        # OpenCode's plugin needs its agent; what it writes is what the hook writes.
+        wired = agent.wire({}, commands)["hooks"]
+        by_event = {event: groups[0]["hooks"][0]["command"] for event, groups in wired.items()}
+    for payload in payloads:
+        event = str(orjson.loads(payload).get("hook_event_name"))
+        command = by_event.get(event, commands["hook"])
+        done = subprocess.run(["/bin/sh", "-c", command], input=payload, env=env, check=True)
+        assert done.returncode == 0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < limit, "it does not come to an end"
+        time.sleep(0.05)
 
 
 def memory_of(pid: int) -> float:
@@ -255,7 +306,7 @@ def main() -> int:
     short = parser.parse_args().short
     rows = []
     with places() as folder:
-        rows.append(agents_at_once(folder, tools=1 if short else 10))
+        rows.append(agents_at_once(folder, short=short))
     with places() as folder:
         rows.append(huge_transcript(folder, megabytes=10 if short else 500))
     with places() as folder:

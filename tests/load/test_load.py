@@ -1,4 +1,4 @@
-"""Much at once, the short version of `make faults`: all of it arrives, in bounded memory."""
+"""Much at once, the short version of `make load`: all of it arrives, in bounded memory."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from load.run import agents_at_once, huge_transcript, many_spans
 
 def test_many_agents_at_once(tmp_path):
     """Fifty sessions with real hook processes and one watcher: the spool is empty, all arrived."""
-    load = agents_at_once(tmp_path, tools=1)
+    load = agents_at_once(tmp_path, short=True)
     assert load.arrived == load.expected
     assert load.memory_mb < 400
 
 
 def test_memory_does_not_grow_with_the_transcript(tmp_path):
-    """Four times as much to read takes not twice the memory."""
-    small = huge_transcript(tmp_path / "small", megabytes=2)
-    large = huge_transcript(tmp_path / "large", megabytes=8)
+    """Ten times as much to read takes hardly more memory."""
+    small = huge_transcript(tmp_path / "small", megabytes=4)
+    large = huge_transcript(tmp_path / "large", megabytes=40)
     assert (small.arrived, large.arrived) == (small.expected, large.expected)
-    assert large.memory_mb < 2 * small.memory_mb
+    assert large.memory_mb < 1.5 * small.memory_mb
 
 
 def test_memory_does_not_grow_with_the_spans(tmp_path):

@@ -155,6 +155,7 @@ def trial(
     hooks: bool = True,
     launcher: tuple[str, ...] = (),
     kind: Kind = CLAUDE_CODE,
+    upstream: str = "{family}={url}",
     **more: Any,
 ) -> Iterator[Trial]:
     """Play a scenario: real agent, hooks, gateway and watcher; a model and a backend on loopback.
@@ -170,7 +171,7 @@ def trial(
         wired = wired_for(kind, home) if hooks else {}
         with (
             running_watcher(env),
-            started_gateway([f"{kind.family}={model.url}"], env) as url,
+            started_gateway([upstream.format(family=kind.family, url=model.url)], env) as url,
         ):
             assert url is not None
             stage = kind.stage(

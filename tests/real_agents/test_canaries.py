@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import codex_scenarios
+import gemini_scenarios
+import opencode_scenarios
 import pytest
-from codex_scenarios import Played as CodexPlayed
-from codex_scenarios import _shell
+import scenarios
 from judge import CLAUDE_CODE, Kind, trial
-from scenarios import Played as ClaudePlayed
-from scenarios import _bash
 from test_codex_cli import CODEX_CLI
+from test_gemini_cli import GEMINI_CLI
+from test_opencode import OPENCODE
 
 from tracebridge.testing.scripted_model import Reply, Text, Thinking, ToolUse
 
@@ -35,6 +37,8 @@ CANARIES = {
     "git remote": "glpat-c4n4ryRemote12345678",
     "command line": "c4n4ry-bearer-0123456789-abcdef",
 }
+# On each request to a model; no transcript tells of it.
+HEADER = "c4n4ry-of-the-header-0123456789"
 COMMAND = """cat > .env <<'END'
 DATABASE_PASSWORD={settings}
 END
@@ -58,26 +62,44 @@ def script(command: ToolUse) -> dict[str, Sequence[Reply]]:
     return {PROMPT[:20]: [Reply([Thinking(thought), command]), Reply([Text(answer)])]}
 
 
-def claude(stage: Any) -> ClaudePlayed:
-    stage.model.script(script(_bash(COMMAND)))
-    agent = stage.claude()
-    agent.env = {**agent.env, "SOME_SERVICE_TOKEN": CANARIES["environment"]}
-    done = agent.run(PROMPT)
-    return ClaudePlayed((done.exit_code,), (done.session_id,))
+def run(agent: Any, **env: str) -> Any:
+    agent.env = {**agent.env, "SOME_SERVICE_TOKEN": CANARIES["environment"], **env}
+    return agent.run(PROMPT)
 
 
-def codex(stage: Any) -> CodexPlayed:
-    stage.model.script(script(_shell(COMMAND)))
-    agent = stage.codex()
-    agent.env = {**agent.env, "SOME_SERVICE_TOKEN": CANARIES["environment"]}
-    done = agent.run(PROMPT)
-    return CodexPlayed((done.exit_code,), (done.session_id,))
+def claude(stage: Any) -> scenarios.Played:
+    stage.model.script(script(scenarios._bash(COMMAND)))
+    done = run(stage.claude(), ANTHROPIC_CUSTOM_HEADERS=f"X-Canary: {HEADER}")
+    return scenarios.Played((done.exit_code,), (done.session_id,))
+
+
+def codex(stage: Any) -> codex_scenarios.Played:
+    stage.model.script(script(codex_scenarios._shell(COMMAND)))
+    done = run(stage.codex())
+    return codex_scenarios.Played((done.exit_code,), (done.session_id,))
+
+
+def gemini(stage: Any) -> gemini_scenarios.Played:
+    stage.model.script(script(gemini_scenarios._shell(COMMAND)))
+    return gemini_scenarios._played(
+        run(stage.gemini(), GEMINI_CLI_CUSTOM_HEADERS=f"X-Canary: {HEADER}")
+    )
+
+
+def opencode(stage: Any) -> opencode_scenarios.Played:
+    stage.model.script(script(opencode_scenarios._bash(COMMAND)))
+    agent = stage.opencode()
+    return opencode_scenarios._played(agent, run(agent))
 
 
 KINDS = {
     "claude-code": replace(CLAUDE_CODE, scenarios={"canaries": claude}),
     "codex-cli": replace(CODEX_CLI, scenarios={"canaries": codex}),
+    "gemini-cli": replace(GEMINI_CLI, scenarios={"canaries": gemini}),
+    "opencode": replace(OPENCODE, scenarios={"canaries": opencode}),
 }
+# The gateway passes these on.
+WITH_HEADER = {"claude-code", "gemini-cli"}
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -88,11 +110,15 @@ def test_no_planted_secret_is_found(kind: Kind, content, tmp_path, monkeypatch):
     with trial("canaries", tmp_path, monkeypatch, kind=kind) as played:
         assert played.outcomes == ["completed"]
         told = b"".join(
-            path.read_bytes() for path in played.workdir.glob(f"home/{kind.transcripts}")
+            # OpenCode's last words stand in its database's log.
+            path.read_bytes()
+            for path in played.workdir.glob(f"home/{kind.transcripts}*")
         )
         for place, canary in CANARIES.items():
             assert canary.encode() in told, f"the agent itself has not seen the one of: {place}"
-        keys = {**CANARIES, "API key": kind.api_key}
+        sent = {value for call in played.truth for value in call.headers.values()}
+        assert (HEADER in sent) == (kind.slug in WITH_HEADER)
+        keys = {**CANARIES, "API key": kind.api_key, "header": HEADER}
         printed = b"".join(said_by(*words) for words in (["status", "--json"], ["export"]))
         for place, canary in keys.items():
             for path in played.home.rglob("*"):

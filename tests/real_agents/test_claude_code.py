@@ -27,7 +27,7 @@ from tracebridge import semconv
 from tracebridge.store import Store
 from tracebridge.testing.receiver import Receiver
 from tracebridge.testing.scripted_model import Reply, ScriptedModel, Text
-from tracebridge.watch import is_watched
+from tracebridge.watch_lock import is_watched
 
 pytestmark = pytest.mark.real_agent
 

@@ -32,7 +32,7 @@ from tracebridge.testing.receiver import Answer, Receiver
 from tracebridge.testing.scripted_gemini import ScriptedGemini
 from tracebridge.testing.scripted_model import HttpError, Reply, ScriptedModel, Text, ToolUse
 from tracebridge.testing.scripted_responses import ScriptedResponses
-from tracebridge.watch import is_watched
+from tracebridge.watch_lock import is_watched
 
 pytestmark = pytest.mark.real_agent
 

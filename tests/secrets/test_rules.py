@@ -8,9 +8,23 @@ import sys
 
 import pytest
 import secret_examples
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tracebridge.scrub import scrub_text
-from tracebridge.vendor_secrets import _compiled, forms, parse_forms, without_vendor_secrets
+from tracebridge.scrub import (
+    ASSIGNMENT,
+    RULES,
+    _marked_assignment,
+    _without_assigned,
+    scrub_text,
+)
+from tracebridge.vendor_secrets import (
+    _compiled,
+    forms,
+    long_words,
+    parse_forms,
+    without_vendor_secrets,
+)
 
 EXAMPLES = list(secret_examples.examples())
 # None was ever given out. In pieces, so that no scanner takes this file for a leak.
@@ -158,3 +172,77 @@ def test_a_line_that_is_no_form_is_named(line, complaint):
     with pytest.raises(ValueError, match=r"^secret_forms\.txt, ") as raised:
         parse_forms(f"# ours\n{line}\n")
     assert complaint in str(raised.value)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ANTHROPIC_CUSTOM_HEADERS=X-Team: walrus-4711",
+        "OTEL_EXPORTER_OTLP_HEADERS=x-team=walrus-4711,x-other=walrus-4712",
+        "export GEMINI_CLI_CUSTOM_HEADERS='X-Team: walrus-4711'",
+        '"ANTHROPIC_CUSTOM_HEADERS": "X-Team: walrus-4711"',
+    ],
+)
+def test_variables_that_hold_headers_are_secret_whatever_the_header(line, depth):
+    """As `env` shows them, and settings files."""
+    text = f"A=1\n{line}\nB=2"
+    for _ in range(depth):
+        text = json.dumps({"stdout": text})
+    scrubbed = scrub_text(text)
+    assert "walrus" not in scrubbed
+    assert "A=1" in scrubbed
+    assert "B=2" in scrubbed
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["CORS_HEADERS = frozenset(names)", "X_HEADERS: Final = 3", "HOP_HEADERS = {'a': 1}"],
+)
+def test_code_about_headers_stays(line):
+    """Where no header is given a value."""
+    assert scrub_text(line) == line
+
+
+pieces = st.lists(
+    st.sampled_from(
+        [text for _, text, _ in EXAMPLES[::7]]
+        + list(WELL_KNOWN.values())
+        + ["linkedin", "application key", " = ", ": ", "'", '"', "\n", "\\n", " ", "é", "→", "İ"]
+        + ["password", "secret_key", "db_pass", "token", "=", "https://", "subscription-key"]
+        + [
+            "hunter2hunter2",
+            "def f(key=None):",
+            "a_word_that_is_long_and_has_no_digit",
+            "1234567890123",
+        ]
+    ),
+    max_size=12,
+).map("".join)
+
+
+@given(pieces)
+def test_looking_only_where_a_secret_can_stand_finds_all_of_them(text):
+    """As much as looking at every place of the text."""
+    everywhere = [(0, text.encode("ascii", "replace"))]
+    assert without_vendor_secrets(text, text.lower()) == without_vendor_secrets(
+        text, text.lower(), everywhere
+    )
+    assert _without_assigned(text) == ASSIGNMENT.sub(_marked_assignment, text)
+
+
+@given(pieces)
+def test_what_a_rule_for_single_pieces_finds_is_one_and_as_long(text):
+    """So that a text without such a piece need not be searched."""
+    places = [(start, start + len(word)) for start, word in long_words(text)]
+    for kind, least, hints, pattern in RULES:
+        for match in pattern.finditer(text) if least else ():
+            assert len(match[0]) >= least, kind
+            assert any(start <= match.start() and match.end() <= end for start, end in places), kind
+            assert any(hint in match[0].lower() for hint in hints), kind
+
+
+def test_ids_and_names_are_left_alone_at_once():
+    """What has no long piece and assigns nothing cannot hold a secret."""
+    for text in ("Read", "claude-opus-5-5", "/work/a_file.py", "toolu_01", "", "Ünï.code"):
+        assert scrub_text(text) == text

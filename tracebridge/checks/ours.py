@@ -6,9 +6,11 @@ import shlex
 import time
 from collections.abc import Iterator
 
+from tracebridge.agents import agents
 from tracebridge.checks import Finding, Fix, Machine, machine_rule
 from tracebridge.config_files import read_toml
-from tracebridge.routing import Source, is_loopback
+from tracebridge.destinations import ignored
+from tracebridge.routing import Source, is_loopback, routing_module
 from tracebridge.settings import CONFIG
 from tracebridge.sinks import SinkSettingsError, configured_sinks
 from tracebridge.spans import Content
@@ -139,6 +141,27 @@ def sink_settings(machine: Machine) -> Iterator[Finding]:
         )
 
 
+@machine_rule("sink-of-the-shell", joint="sink")
+def sink_of_the_shell(machine: Machine) -> Iterator[Finding]:
+    """The shell says where spans go, and a watcher that a hook starts does not obey it.
+
+    A hook's environment is its agent's, and may come from a project; some agents also strip it.
+    What `config.toml` says counts for every watcher; without it, turns are kept here and not sent.
+    """
+    if machine.settings_problem is not None:
+        return
+    names = ignored(machine.settings)
+    if names:
+        yield Finding(
+            problem=f"{', '.join(names)} of the shell count for no watcher that a hook starts",
+            at=tuple(Source(variable=name) for name in names),
+            remedy=f"write them into {machine.place.shown(machine.settings.home / CONFIG)}",
+            command="tracebridge sink --keep",
+            # Without hooks nothing but commands of the shell sends.
+            note=not _has_hooks(machine),
+        )
+
+
 @machine_rule("sink-failing", joint="sink")
 def sink_failing(machine: Machine) -> Iterator[Finding]:
     """A sink did not take the last spans, or refused some for good.
@@ -203,6 +226,11 @@ def tags_not_json(machine: Machine) -> Iterator[Finding]:
         )
 
 
+def _has_hooks(machine: Machine) -> bool:
+    modules = map(routing_module, agents().values())
+    return any(module.hooks(module.read_setup(machine.place)) for module in modules)
+
+
 def _sinks(machine: Machine) -> dict[str, str]:
     try:
         return {sink.name: sink.target for sink in configured_sinks(machine.settings.env)}
@@ -212,10 +240,9 @@ def _sinks(machine: Machine) -> dict[str, str]:
 
 def _oldest_s(machine: Machine) -> float:
     """Return for how long the oldest event has been waiting."""
-    waiting = Spool(machine.settings.home).new
-    names = sorted(waiting.glob("*.event")) if waiting.is_dir() else []
+    oldest = next(Spool(machine.settings.home).waiting(), None)
     try:
-        return time.time() - names[0].stat().st_mtime if names else 0.0
+        return time.time() - oldest.stat().st_mtime if oldest else 0.0
     except OSError:
         # A watcher was faster.
         return 0.0

@@ -43,6 +43,8 @@ class ResponseFacts:
     stop_reason: str | None = None
     usage: Usage | None = None
     tool_call_ids: tuple[str, ...] = ()
+    # How many content blocks it had, where the API counts them.
+    blocks: int | None = None
     first_token_ns: int | None = None
     error_type: str | None = None
     error_message: str | None = None

@@ -90,6 +90,7 @@ class _Message:
         self.stop_reason: str | None = None
         self.usage: dict[str, Any] = {}
         self.tool_call_ids: list[str] = []
+        self.blocks = 0
         self.error_type: str | None = None
         self.error_message: str | None = None
 
@@ -105,6 +106,7 @@ class _Message:
             self.take_block(block)
 
     def take_block(self, block: Any) -> None:
+        self.blocks += 1
         if isinstance(block, dict) and block.get("type") == "tool_use":
             tool_call_id = _text(block.get("id"))
             if tool_call_id is not None:
@@ -134,6 +136,7 @@ class _Message:
             stop_reason=self.stop_reason,
             usage=_usage(self.usage, output_is_known=output_is_known),
             tool_call_ids=tuple(self.tool_call_ids),
+            blocks=self.blocks or None,
             first_token_ns=first_token_ns,
             error_type=self.error_type,
             error_message=self.error_message,

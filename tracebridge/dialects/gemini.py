@@ -27,11 +27,14 @@ PROVIDER = "gcp.gen_ai"
 GENERATE = "gemini.generate_content"
 STREAM = "gemini.stream_generate_content"
 COUNT_TOKENS = "gemini.count_tokens"
+EMBEDDINGS = "gemini.embeddings"
 
 _NAMES = {
     "generateContent": GENERATE,
     "streamGenerateContent": STREAM,
     "countTokens": COUNT_TOKENS,
+    "embedContent": EMBEDDINGS,
+    "batchEmbedContents": EMBEDDINGS,
 }
 # models/M on Gemini API; projects/P/locations/L/publishers/google/models/M on Vertex AI.
 _MODEL_AND_METHOD = re.compile(

@@ -149,7 +149,16 @@ def _entries(env: Mapping[str, str]) -> list[str]:
         env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     ):
         entries = ["otlp"]
-    return entries
+    # A backend that is named twice is one backend: it gets the less.
+    least: dict[str, str] = {}
+    for entry in sorted(entries, key=_level):
+        least.setdefault(_parts(entry)[1], entry)
+    return [entry for entry in entries if entry in least.values()]
+
+
+def _level(entry: str) -> int:
+    content = _parts(entry)[3]
+    return CONTENT_LEVELS.index(content) if content else len(CONTENT_LEVELS)
 
 
 def _parts(entry: str) -> tuple[str, str, str, str]:

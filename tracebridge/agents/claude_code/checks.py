@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,13 +20,12 @@ from tracebridge.agents.claude_code.routing import (
 )
 from tracebridge.agents.claude_code.wiring import HINT_HEADERS
 from tracebridge.checks import AgentLook, Change, Finding, Fix, rule
-from tracebridge.config_files import ConfigFile, read_toml
+from tracebridge.config_files import ConfigFile
 from tracebridge.edits import KeyPath
 from tracebridge.fields import texts_in
 from tracebridge.route import shown
 from tracebridge.routing import Answer, Said, Source, in_file
-from tracebridge.settings import CONFIG
-from tracebridge.sinks import SinkSettingsError, configured_sinks, without_secrets
+from tracebridge.sinks import SinkSettingsError, configured_sinks
 
 NOWHERE = "http://127.0.0.1:9/v1/traces"
 # Claude Code remembers an approved key by its end.
@@ -357,27 +355,6 @@ def telemetry_console(look: AgentLook) -> Iterator[Finding]:
         )
 
 
-@rule("claude-strips-otel", joint="sink")
-def strips_otel(look: AgentLook) -> Iterator[Finding]:
-    """The sink is set in the shell alone, and Claude Code keeps OTEL_* from its hooks.
-
-    A watcher that a hook starts does not know of the sink: turns are kept here and not sent. What
-    stands in our own config.toml, below [env], every watcher reads.
-    """
-    file = read_toml(look.machine.settings.home / CONFIG)
-    shell = [name for name in look.setup.env if name.startswith("OTEL_EXPORTER_OTLP")]
-    lost = sorted(name for name in shell if name not in file.table("env"))
-    ends = [name for name in lost if name.endswith("ENDPOINT")]
-    if look.hooks and ends and file.problem is None and not file.at("sinks"):
-        value = without_secrets(look.setup.env[ends[0]])
-        yield Finding(
-            problem=f"{', '.join(lost)} of the shell do not reach a watcher that a hook starts",
-            at=tuple(Source(variable=name) for name in lost),
-            remedy=f"write them into {look.place.shown(file.path)}",
-            command=None if file.table("env") else _append(file.path, f'{ends[0]} = "{value}"'),
-        )
-
-
 @rule("claude-own-spans", joint="sink")
 def own_spans(look: AgentLook) -> Iterator[Finding]:
     """Claude Code exports spans of its own to the backend that gets ours.
@@ -471,7 +448,3 @@ def _extra_metadata(won: Said, body: dict[str, Any]) -> Fix | None:
     changes.append(Change(file, won.source.keys, orjson.dumps(rest).decode() if rest else None))
     return Fix(tuple(changes), safe=False)
 
-
-def _append(path: Path, line: str) -> str:
-    words = shlex.join(["printf", "%s\\n", "[env]", line])
-    return f"{words} >> {shlex.quote(str(path))}"

@@ -306,9 +306,11 @@ class _TranscriptReader:
         self._attempt = 0
         texts: list[str] = []
         tools: list[str] = []
+        indexes: list[str] = []
         for position, block in enumerate(dicts_in(message.get("content"))):
             index = line.get("apiBlockIndex")
             index = index if isinstance(index, int) else position
+            indexes.append(str(index))
             kind = text_of(block, "type")
             if kind in {"thinking", "redacted_thinking"}:
                 duration = nanoseconds_of(line, "thinkingDurationMs")
@@ -348,6 +350,7 @@ class _TranscriptReader:
                 error_type="interrupted" if line.get("isAbortedMidStream") else None,
                 output_text="\n".join(texts) or None,
                 tool_call_ids=tuple(tools) or None,
+                blocks=tuple(indexes) or None,
             ),
             time_ns,
         )

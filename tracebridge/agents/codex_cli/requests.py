@@ -11,6 +11,7 @@ from tracebridge.lines import parse_object
 from tracebridge.model import CallIdentity
 
 METADATA = "x-codex-turn-metadata"
+_USERS = (None, "user")
 
 
 def identify_call(headers: Mapping[str, str], body: Mapping[str, Any]) -> CallIdentity | None:
@@ -35,6 +36,8 @@ def identify_call(headers: Mapping[str, str], body: Mapping[str, Any]) -> CallId
         turn_key=text_of(told, "root_turn_id") or text_of(told, "turn_id"),
         subagent_id=thread_id if is_subagent else None,
         request_class=_class_of(told, source, is_subagent=is_subagent),
+        # Titles and the like have threads of their own, that no rollout tells of.
+        is_alone=not is_subagent and source not in _USERS,
     )
 
 
@@ -43,5 +46,4 @@ def _class_of(told: Mapping[str, Any], source: str | None, *, is_subagent: bool)
         return "compaction"
     if is_subagent:
         return "subagent"
-    # Titles and the like have threads of their own, that no rollout tells of.
-    return "main" if source in {None, "user"} else "auxiliary"
+    return "main" if source in _USERS else "auxiliary"
