@@ -357,7 +357,9 @@ def _upstreams_before(home: Path) -> tuple[str, ...]:
 @main.command()
 @click.option("--listen", default="127.0.0.1:4141", show_default=True, metavar="HOST:PORT")
 @click.option("--upstream", multiple=True, metavar="SPEC", help="Repeatable; see below.")
-@click.option("--no-traceparent", is_flag=True, help="Tell upstreams no trace, session or customer.")
+@click.option(
+    "--no-traceparent", is_flag=True, help="Tell upstreams no trace, session or customer."
+)
 @click.option(
     "--upstream-key",
     "upstream_keys",
@@ -1072,7 +1074,9 @@ def sink(names: tuple[str, ...], keep: bool, as_json: bool) -> None:
         if names:
             os.environ["TRACEBRIDGE_SINKS"] = ",".join(names)
         if not _keep_destinations(over=True):
-            click.echo("config.toml says the same as this shell already, or this shell says nothing")
+            click.echo(
+                "config.toml says the same as this shell already, or this shell says nothing"
+            )
         return
     if not names:
         found = known_sinks()

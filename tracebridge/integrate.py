@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import orjson
 
 from tracebridge import gateway_choice
-from tracebridge.agents import Agent, Edit, Wish
+from tracebridge.agents import Agent, Edit, Wish, agents
 from tracebridge.edits import (
     BOM,
     Change,
@@ -43,6 +44,7 @@ from tracebridge.keys import KeyReferenceError, check, parse_reference
 RECORD = "integrations.json"
 ROUTE_PROVIDER_HEADER = "X-Respan-Route-Provider"
 TAGS_FILE = "respan.json"
+Told = TypeVar("Told")
 # How often to plan anew when somebody else writes to a file at the same time.
 ATTEMPTS = 5
 
@@ -305,25 +307,34 @@ class _Known:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        return tuple(Path(folder) for folder in self.entry.get("folders", []))
+        told = self.entry.get("folders")
+        return tuple(Path(each) for each in told or () if isinstance(each, str))
 
     @property
-    def puts(self) -> list[Any]:
-        return self._own("puts")
+    def puts(self) -> list[tuple[KeyPath, Any]]:
+        return self._own("puts", list[tuple[KeyPath, Any]])
 
     @property
-    def pieces(self) -> list[Any]:
-        return self._own("pieces")
+    def pieces(self) -> list[tuple[KeyPath, str, str]]:
+        return self._own("pieces", list[tuple[KeyPath, str, str]])
 
     @property
     def others(self) -> dict[str, Any]:
         """Return what was written for others."""
         by = _table(self.entry, "by")
-        return {whose: each for whose, each in by.items() if whose != self.whose}
+        # Whom nobody can name nobody can take out either.
+        return {
+            whose: each
+            for whose, each in by.items()
+            if whose != self.whose and whose.partition(" ")[0] in agents()
+        }
 
-    def _own(self, kind: str) -> list[Any]:
-        own = _table(_table(self.entry, "by"), self.whose).get(kind)
-        return own if isinstance(own, list) else []
+    def _own(self, kind: str, shape: type[Told]) -> Told:
+        own = _table(_table(self.entry, "by"), self.whose).get(kind, [])
+        try:
+            return msgspec.convert(own, shape)
+        except msgspec.ValidationError:
+            return msgspec.convert([], shape)
 
     def original(self) -> tuple[bytes | None] | None:
         """Return the bytes before we came, (None,) if there was no file, None if nobody knows."""
@@ -332,8 +343,8 @@ class _Known:
         if self.entry["original"] is None:
             return (None,)
         try:
-            return ((self.backups / self.entry["original"]).read_bytes(),)
-        except OSError:
+            return ((self.backups / str(self.entry["original"])).read_bytes(),)
+        except (OSError, ValueError):
             return None
 
     def settings(self, edit: Edit) -> dict[str, Any]:
@@ -375,7 +386,7 @@ def _wired(edit: Edit, path: Path, known: _Known) -> FileChange:
             return FileChange(path, before, found[0], folders=known.folders)
         if after == text:
             return FileChange(path, before, before, entry=_left(known, before, before))
-    puts_before = [tuple(place) for place, _ in known.puts]
+    puts_before = [place for place, _ in known.puts]
     own = {
         "puts": [
             [list(change.path), change.value]
@@ -454,13 +465,11 @@ def _undone(
     changes: list[Change] = []
     puts = {change.path for change in but if isinstance(change, Put)}
     included = {(change.path, change.piece) for change in but if isinstance(change, Include)}
-    for path, value in known.puts:
-        place: KeyPath = tuple(path)
+    for place, value in known.puts:
         if place not in puts and value_at(settings, place) == value:
             was = value_at(original, place)
             changes.append(Delete(place) if was is None else Put(place, was))
-    for path, piece, separator in known.pieces:
-        place = tuple(path)
+    for place, piece, separator in known.pieces:
         now, was = value_at(settings, place), value_at(original, place)
         theirs = isinstance(was, str) and piece in pieces(was, separator)
         if (place, piece) in included or theirs or not isinstance(now, str):

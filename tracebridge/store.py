@@ -455,15 +455,6 @@ class Store:
         )
         return [(row_id, self._parsed(parse_sighting, body)) for row_id, body in rows]
 
-    def begun_ns(self, agent: str, session_id: str, turn_key: str) -> int:
-        """Return the first moment of a turn, as far as its sightings tell; 0 if they do not."""
-        row = self._one(
-            "SELECT min(time_ns) FROM sightings"
-            " WHERE agent = ? AND session_id = ? AND turn_key = ? AND time_ns > 0",
-            (agent, session_id, turn_key),
-        )
-        return int(row[0] or 0)
-
     def settle_turn(self, trace_id: str) -> None:
         """Note that all that is known of a turn by now is told."""
         self._db.execute(
@@ -534,10 +525,11 @@ class Store:
         )
         return [(self._parsed(parse_call, body), trace_id) for body, trace_id in rows]
 
-    def unlinked_calls(self, agent: str, session_id: str) -> list[GatewayCall]:
-        """Return the calls that name a session and that no turn has claimed yet."""
+    def unsettled_calls(self, agent: str, session_id: str) -> list[GatewayCall]:
+        """Return the calls that name a session, but for those of settled turns: links may change."""
         rows = self._all(
-            "SELECT body FROM calls WHERE agent = ? AND session_id = ? AND trace_id IS NULL"
+            "SELECT body FROM calls WHERE agent = ? AND session_id = ? AND (trace_id IS NULL"
+            " OR (evidence IS NOT NULL AND trace_id NOT IN (SELECT trace_id FROM settled_turns)))"
             " ORDER BY start_ns, call_id",
             (agent, session_id),
         )
@@ -984,8 +976,10 @@ class Store:
 
     def acknowledge(self, sink: str, span_ids: Sequence[str]) -> None:
         with self.transaction():
-            self._db.executemany(
-                "DELETE FROM outbox WHERE sink = ? AND span_id = ?", [(sink, i) for i in span_ids]
+            # In one statement: five hundred cost as much again as the rest.
+            self._db.execute(
+                "DELETE FROM outbox WHERE sink = ? AND span_id IN (SELECT value FROM json_each(?))",
+                (sink, orjson.dumps(list(span_ids)).decode()),
             )
             self._db.execute(
                 "INSERT INTO sinks (name, sent, last_success_ns) VALUES (?, ?, ?)"
