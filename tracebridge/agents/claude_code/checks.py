@@ -447,4 +447,3 @@ def _extra_metadata(won: Said, body: dict[str, Any]) -> Fix | None:
     changes = [Change(file, ("env", "CLAUDE_CODE_EXTRA_METADATA"), metadata)]
     changes.append(Change(file, won.source.keys, orjson.dumps(rest).decode() if rest else None))
     return Fix(tuple(changes), safe=False)
-
