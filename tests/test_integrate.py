@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tracebridge.agents import agent
-from tracebridge.agents.claude_code.wiring import EVENTS, HINT_HEADERS
+from tracebridge.agents.claude_code.wiring import EVENTS, HINT_HEADERS, HOT_EVENTS
 
 CLAUDE = agent("claude-code")
 
@@ -91,6 +91,35 @@ def test_hooks_are_added_beside_what_is_there(settings_file):
         k: v for k, v in THEIRS.items() if k not in {"hooks", "env"}
     }
     assert CLAUDE.unwire(wired) == THEIRS
+
+
+def test_a_light_integration_has_no_hooks_at_tool_calls(settings_file):
+    """It is remembered, --full brings them back, and --remove leaves the very bytes of before."""
+    settings_file.write_text(before := json.dumps(THEIRS, indent=3))
+    integrate()
+    assert "nothing to change" not in integrate("--light")
+    assert "nothing to change" in integrate()
+    light = read(settings_file)
+    assert sorted({event for event, _ in ours_in(light)}) == sorted({*EVENTS} - {*HOT_EVENTS})
+    assert light["hooks"]["PreToolUse"] == THEIRS["hooks"]["PreToolUse"]
+    integrate("--full")
+    assert sorted({event for event, _ in ours_in(read(settings_file))}) == sorted(EVENTS)
+    integrate("--light")
+    integrate("--remove")
+    assert settings_file.read_text() == before
+
+
+def test_the_doctor_misses_nothing_in_a_light_integration(settings_file):
+    """It finds with --light what it finds without."""
+    command = [sys.executable, "-m", "tracebridge", "doctor", "claude-code", "--json"]
+    found = []
+    for choice in ("--full", "--light"):
+        integrate(choice)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode in {0, 3}, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1]
+    assert settings_file.exists()
 
 
 def test_a_second_time_changes_nothing(settings_file):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import AGENT, SECOND, Session, sessions, trace_of
@@ -27,7 +28,7 @@ from tracebridge.model import (
     TurnState,
     Usage,
 )
-from tracebridge.semconv import INPUT_TOKENS, OUTPUT_TOKENS, SPAN_TYPE
+from tracebridge.semconv import END_UNKNOWN, INPUT_TOKENS, OUTPUT_TOKENS, SPAN_TYPE
 from tracebridge.spans import render
 from tracebridge.turns import TurnAssembler
 
@@ -218,6 +219,25 @@ def test_a_permission_wait_finds_its_tool():
     (turn,) = assembled("s", sightings)
     (wait,) = turn.waits
     assert (wait.tool_key, wait.end_ns, wait.decision) == ("a", 8 * SECOND, "allow")
+
+
+@pytest.mark.parametrize("answered_ns", [5 * SECOND, None])
+def test_a_wait_ends_when_it_was_answered(answered_ns):
+    """Where nobody told when, it is as long as its tool, and says that its end is unknown."""
+    answer = PermissionAsk(key="q", end_ns=answered_ns, decision="allow", decided_by="user")
+    sightings = [
+        prompt(SECOND),
+        see(ToolCall(key="a", name="Bash", input_digest="d", start_ns=2 * SECOND), 2),
+        see(PermissionAsk(key="q", tool_name="Bash", input_digest="d", start_ns=3 * SECOND), 3),
+        see(answer, 5),
+        see(ToolCall(key="a", end_ns=9 * SECOND), 9),
+    ]
+    (turn,) = assembled("s", sightings)
+    (wait,) = turn.waits
+    assert (wait.end_ns, wait.decision, wait.decided_by) == (answered_ns, "allow", "user")
+    (span,) = [s for s in render(turn) if s.attributes[SPAN_TYPE] == "permission"]
+    assert span.end_ns == (answered_ns or 9 * SECOND)
+    assert span.attributes.get(END_UNKNOWN) is (True if answered_ns is None else None)
 
 
 def test_a_subagent_stays_with_the_turn_that_started_it():

@@ -150,6 +150,11 @@ def run(upstream: tuple[str, ...], command: tuple[str, ...]) -> None:
 @click.option(
     "--trust-hooks", is_flag=True, default=None, help="Codex: approve the hooks in your name."
 )
+@click.option(
+    "--light/--full",
+    default=None,
+    help="Claude Code: no hooks at tool calls; its transcript alone tells of these, with wider times.",
+)
 @click.option("--project-id", envvar="RESPAN_PROJECT_ID", metavar="ID", help="Tag: project.")
 @click.option("--customer-id", envvar="RESPAN_CUSTOMER_ID", metavar="ID", help="Tag: customer.")
 @click.option("--workflow-name", metavar="NAME", help="Tag: workflow.")

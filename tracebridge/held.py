@@ -2,6 +2,10 @@
 
 A turn that is told leaves a stub behind, so that the others know that it was. When there is news of
 it, what it was is read from the store again.
+
+A large session gives the spans that it would give if all of it were held, with one exception: a
+call that names no session is looked for among the turns that are held or being read. Which responses
+and tools a turn had, its stub does not say; a call that comes so late goes out by itself.
 """
 
 from __future__ import annotations
@@ -60,8 +64,12 @@ class Held:
     stubs: dict[str, Turn] = field(default_factory=dict)
     # What is still to be put together, by turn key, the oldest first.
     pending: dict[str, list[SightingGroup]] = field(default_factory=dict)
+    # Turns were read that were not here when it was last asked whose the calls without a session are.
+    reread: bool = False
     # Calls that were news of a told turn, with its trace: they are news but once.
     revived: set[tuple[str, str]] = field(default_factory=set)
+    # Traces of held turns that may have made calls which may also be those of pending ones.
+    unsure: set[str] = field(default_factory=set)
     # Since when more came in than can be held; it waits in the store.
     behind_ns: int | None = None
     # What may be held before that.
@@ -79,10 +87,6 @@ class Held:
     def elsewhere_ns(self) -> int:
         """Return when the last of the turns began that are told and let go of."""
         return max((stub.start_ns for stub in self.stubs.values()), default=0)
-
-    def begins_ns(self, store: Store) -> int:
-        """Return when the next turn began that is still to be read; 0 where nothing tells it."""
-        return store.begun_ns(self.agent, self.session_id, next(iter(self.pending)))
 
     def has_news_of_stubs(self, sightings: Iterable[Sighting]) -> bool:
         if not self.stubs:
@@ -181,12 +185,13 @@ class Held:
         }
         for key in self.stubs:
             self.pending.pop(key, None)
-        self.calls = {call.call_id: call for call in store.unlinked_calls(*whose)}
+        self.calls = {call.call_id: call for call in store.unsettled_calls(*whose)}
         return True
 
     def load_more(self, store: Store) -> None:
         """Read on, at least one turn."""
         whose = (self.agent, self.session_id)
+        self.reread = True
         while self.pending:
             key = next(iter(self.pending))
             for group in self.pending.pop(key):

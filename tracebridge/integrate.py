@@ -68,6 +68,7 @@ class Options:
     route_provider: str | None = None
     traceparent: bool | None = None
     trust_hooks: bool | None = None
+    light: bool | None = None
     # What shall stand in the agent's `respan.json`.
     tags: Mapping[str, Any] | None = None
 
@@ -279,6 +280,7 @@ def _wish(agent: Agent, place: Place, asked: Options, home: Path) -> Wish:
         headers={ROUTE_PROVIDER_HEADER: provider} if provider else {},
         traceparent=bool(asked.traceparent),
         trust_hooks=bool(asked.trust_hooks),
+        light=bool(asked.light),
     )
 
 

@@ -363,13 +363,18 @@ class _Renderer:
     def _wait(self, wait: PermissionAsk) -> Span:
         tool = self._tools.get(wait.tool_key or "")
         parent = self._root if tool is None else self._id("tool", tool.key)
+        end_ns = wait.end_ns
+        if end_ns is None and tool is not None:
+            # No longer than the tool, whenever it was decided.
+            end_ns = tool.end_ns
         return self._span(
             "permission",
             wait.key,
             f"permission_wait {wait.tool_name or 'unknown'}",
             parent,
-            times=(wait.start_ns, wait.end_ns),
+            times=(wait.start_ns, end_ns),
             attributes={
+                semconv.END_UNKNOWN: True if end_ns != wait.end_ns else None,
                 semconv.OI_KIND: "CHAIN",
                 semconv.RESPAN_LOG_TYPE: "task",
                 semconv.PERMISSION_DECISION: wait.decision,

@@ -576,20 +576,23 @@ def _waits(asks: Sequence[PermissionAsk], tools: Sequence[ToolCall]) -> list[Per
         if tool is None:
             waits.append(ask)
             continue
-        decision = decisions.get(tool.key)
-        end_ns = tool.end_ns
-        if end_ns is not None and tool.duration_ns is not None:
-            # The tool ran right after the decision, and says for how long.
-            end_ns = max(end_ns - tool.duration_ns, ask.start_ns)
+        decision = decisions.get(tool.key, ask)
         denied = tool.error_type in {"permission_denied", "interrupted"}
+        end_ns = ask.end_ns
+        if end_ns is None and tool.end_ns is not None:
+            if tool.duration_ns is not None:
+                # The tool ran right after the decision, and says for how long.
+                end_ns = max(tool.end_ns - tool.duration_ns, ask.start_ns)
+            elif denied:
+                end_ns = tool.end_ns
         verdict = "deny" if denied else "allow" if tool.end_ns is not None else None
         waits.append(
             replace(
                 ask,
                 tool_key=tool.key,
                 end_ns=end_ns,
-                decision=decision.decision if decision is not None else verdict,
-                decided_by=decision.decided_by if decision is not None else None,
+                decision=decision.decision or verdict,
+                decided_by=decision.decided_by,
             )
         )
     return waits

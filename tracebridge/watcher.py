@@ -152,7 +152,9 @@ class Watcher:
                         f"session {session.session_id} cannot be put together; see watch.log"
                     )
                     session.dirty = session.untold = False
-        self._give_up_on_orphans(at_once=close_open)
+        if not any(s.untold and s.behind_ns is not None for s in self._sessions.values()):
+            # What is still to be read may claim them.
+            self._give_up_on_orphans(at_once=close_open)
         self._let_go_of_idle_sessions()
         return new
 
@@ -375,9 +377,11 @@ class Watcher:
             for call, _ in self.store.calls_without_turn()
             if call.identity is None or call.identity.session_id is None
         ]
+        sessions = {id(s): s for s in self._sessions.values() if s.untold}
+        for session in sessions.values():
+            session.reread = False
         if not strangers:
             return
-        sessions = {id(s): s for s in self._sessions.values() if s.untold}
         # What another gateway saw comes when its exporter sends, often after all was told.
         others = [s for s in strangers if not s.is_ours and s.gateway != LOGGED]
         late = [call for call in others if call.call_id not in self._asked]
@@ -438,11 +442,9 @@ class Watcher:
             session.load(self.store)
             session.dirty = True
         session.due_ns = None
-        untold = False
         while True:
-            untold = self._put_together(
-                session, untold=untold, settle_now=settle_now, close_open=close_open
-            )
+            # What is not told stays held, and is looked at each time.
+            untold = self._put_together(session, settle_now=settle_now, close_open=close_open)
             if not session.pending:
                 break
             session.load_more(self.store)
@@ -455,13 +457,9 @@ class Watcher:
             took_s = time.monotonic() - began_s
             session.rests_until_s = time.monotonic() + REST * took_s
 
-    def _put_together(
-        self, session: Held, *, untold: bool, settle_now: bool, close_open: bool
-    ) -> bool:
-        """Tell what is over of what is held; say whether anything is still to be told.
-
-        *untold* says it of what was held before.
-        """
+    def _put_together(self, session: Held, *, settle_now: bool, close_open: bool) -> bool:
+        """Tell what is over of what is held; say whether anything is still to be told."""
+        untold = False
         quiet_ns = self._clock() - session.changed_ns
         linked, orphans = self._linked(session)
         turns = session.assembler.turns(
@@ -485,6 +483,8 @@ class Watcher:
             for turn in turns:
                 foreign = self._foreign.spans_of(turn, self._settings.content)
                 if not foreign and session.settled.get(turn.turn_key) == turn:
+                    continue
+                if turn.trace_id in session.unsure:
                     continue
                 spans = (*foreign, *render(turn, self._settings.content))
                 if session.dirty:
@@ -566,19 +566,26 @@ class Watcher:
     def _linked(self, session: Held) -> tuple[list[tuple[GatewayCall, Link]], list[Orphan]]:
         """Link the calls of a session to its turns, also to those that are told and let go of."""
         while True:
+            if session.reread:
+                self._find_homes_for_strangers()
             turns = session.assembler.turns(gone=session.gone, elsewhere_ns=session.elsewhere_ns)
             stubs = {stub.trace_id for stub in session.stubs.values()}
             calls = [c for c in session.calls.values() if c.call_id not in session.told_calls]
             linked, orphans = link(calls, [*turns, *session.stubs.values()])
             if session.pending:
-                # It may have been made by a turn that is still to come.
-                until_ns = session.begins_ns(self.store)
-                linked = [
-                    (call, found)
-                    for call, found in linked
-                    if found.evidence.confidence == "exact" or call.start_ns < until_ns
-                ]
-                orphans = []
+                # It may have been made by a turn that is still to be read.
+                sure = [pair for pair in linked if pair[1].evidence.confidence == "exact"]
+                guesses = [pair for pair in linked if pair[1].evidence.confidence != "exact"]
+                starts = [call.start_ns for call, _ in guesses]
+                starts += [orphan.call.start_ns for orphan in orphans]
+                session.unsure = {found.trace_id for _, found in guesses} | {
+                    turn.trace_id
+                    for turn in turns
+                    if any(_overlaps(turn, start_ns) for start_ns in starts)
+                }
+                linked, orphans = sure, []
+            else:
+                session.unsure = set()
             late = {(call.call_id, f.trace_id) for call, f in linked if f.trace_id in stubs}
             if late <= session.revived:
                 return linked, orphans
@@ -761,6 +768,11 @@ def _is_gone(session: Held) -> bool:
         # One file holds the sessions of several processes, and the last of them closes it.
         return is_open_for_writing(session.transcript.parent) is False
     return pid is not None and not _is_alive(pid)
+
+
+def _overlaps(turn: Turn, time_ns: int) -> bool:
+    over = turn.end_ns is not None and time_ns > turn.end_ns + SECOND_NS
+    return not over and time_ns >= turn.start_ns - SECOND_NS
 
 
 def _is_alive(pid: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import tempfile
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import orjson
 import pytest
 
 from tracebridge.agents import Cursor, agents
+from tracebridge.agents.claude_code.wiring import HOT_EVENTS
 from tracebridge.model import HookEvent, Sighting, TurnState
 from tracebridge.semconv import (
     CODE_FILE_PATH,
@@ -38,6 +40,7 @@ from tracebridge.turns import TurnAssembler
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(path.parent for path in HERE.glob("*/*/hooks.jsonl"))
+CLAUDE_CODE = [folder for folder in FOLDERS if folder.parent.name == "claude-code"]
 SHOWN = {
     ERROR_TYPE: "error",
     INPUT_TOKENS: "in",
@@ -55,12 +58,17 @@ SHOWN = {
 SOURCES = {"both": (True, True), "hooks": (True, False), "transcript": (False, True)}
 
 
-def read_sightings(folder: Path, *, hooks: bool, transcript: bool) -> list[Sighting]:
+def read_sightings(
+    folder: Path, *, hooks: bool, transcript: bool, but: Collection[str] = ()
+) -> list[Sighting]:
+    """Return what sources told; *but* names hook events that nobody asked for."""
     agent = agents()[folder.parent.name]
     sightings: list[Sighting] = []
     if hooks:
         for line in (folder / "hooks.jsonl").read_bytes().splitlines():
             event = orjson.loads(line)
+            if event["payload"].get("hook_event_name") in but:
+                continue
             payload = orjson.dumps(event["payload"])
             hook_event = HookEvent(
                 agent=agent.SLUG,
@@ -144,6 +152,33 @@ def test_recording(folder: Path, sources: str, request):
     shuffled = [*sightings, *sightings]
     random.Random(folder.name).shuffle(shuffled)
     assert trees(folder.parent.name, shuffled) == found
+
+
+# Where the agent kept no transcript: it was told not to, or was killed before it wrote one.
+UNKEPT = {"no_persistence", "sigkill_tool"}
+
+
+@pytest.mark.parametrize("folder", CLAUDE_CODE, ids=lambda f: f.name)
+def test_without_hooks_at_tool_calls(folder: Path):
+    """A light integration gives the same spans, with wider times, wherever there is a transcript."""
+    seen = read_sightings(folder, hooks=True, transcript=True, but=HOT_EVENTS)
+    found = _without_times(trees(folder.parent.name, seen))
+    expected = _without_times((folder / "expected_both.txt").read_text())
+    if folder.name in UNKEPT:
+        expected = [line for line in expected if not ({"execute_tool", "file_edit"} & {*line})]
+    assert found == expected
+
+
+def _without_times(text: str) -> list[list[str]]:
+    """Return the words of each line that hooks at tool calls cannot change."""
+    return [
+        [
+            word
+            for word in line.split()
+            if not (word[0].isdigit() or {*word} <= {*"│├└─."} or word == "end_unknown=True")
+        ]
+        for line in text.splitlines()
+    ]
 
 
 def test_there_are_recordings():

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from claude import ClaudeCode
 from judge import (
+    CLAUDE_CODE,
     ERROR,
     Trial,
     judge_calls,
@@ -20,10 +24,11 @@ from judge import (
     judge_tools,
     trial,
 )
-from scenarios import SCENARIOS
+from scenarios import SCENARIOS, Stage
 from terminal import wait_until
 
 from tracebridge import semconv
+from tracebridge.agents.claude_code.wiring import LIGHT_EVENTS
 from tracebridge.store import Store
 from tracebridge.testing.receiver import Receiver
 from tracebridge.testing.scripted_model import Reply, ScriptedModel, Text
@@ -173,6 +178,31 @@ def test_a_permission_wait_is_its_own_span(tmp_path, monkeypatch):
         assert wait.attributes[semconv.PERMISSION_DECISION] == "allow"
         assert wait.attributes[semconv.PERMISSION_DECIDED_BY] == "user"
         assert tool.start_ns <= wait.start_ns < wait.end_ns <= tool.end_ns
+
+
+def light_stage(wired: Mapping[str, Any], **rest: Any) -> Stage:
+    hooks = {event: wired["hooks"][event] for event in LIGHT_EVENTS}
+    return CLAUDE_CODE.stage({**wired, "hooks": hooks}, **rest)
+
+
+@pytest.mark.parametrize("name", ["tools", "subagents", "sigint_tool", "permission_allowed"])
+def test_without_hooks_at_tool_calls(name, tmp_path, monkeypatch):
+    """A light integration links all the same and has the same tools, edits, subagents and waits."""
+    kind = replace(CLAUDE_CODE, stage=light_stage)
+    with trial(name, tmp_path, monkeypatch, kind=kind) as played:
+        judge(played, OUTCOMES[name], {"turn_id"})
+        assert len(played.of_type("edit")) == (2 if name == "tools" else 0)
+        assert len(played.of_type("subagent")) == (2 if name == "subagents" else 0)
+        waits = played.of_type("permission")
+        if name != "permission_allowed":
+            assert not waits
+            return
+        # When it was allowed nobody told: no later than its tool ended.
+        (wait,), (tool,) = waits, played.of_type("tool")
+        assert (wait.parent_span_id, wait.end_ns) == (tool.span_id, tool.end_ns)
+        assert wait.attributes[semconv.END_UNKNOWN] is True
+        assert wait.attributes[semconv.PERMISSION_DECISION] == "allow"
+        assert wait.attributes[semconv.PERMISSION_DECIDED_BY] == "user"
 
 
 def test_a_denied_tool_is_an_error(tmp_path, monkeypatch):

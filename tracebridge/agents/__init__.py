@@ -93,6 +93,8 @@ class Wish:
     traceparent: bool = False
     # Whether hooks shall run that nobody approved.
     trust_hooks: bool = False
+    # Whether tool calls shall run no hooks.
+    light: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ _RESPAN_PATH = re.compile(
     r"|(?:chat/+completions|responses|embeddings)/*(?:\?|$))"
 )
 _UNCOMPRESSED = frozenset({"", "identity"})
+_NOTHING_WANTED = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Outward:
         self, path: str, route: Route, identity: CallIdentity | None, client: str | None
     ) -> Wanted:
         if not self.settings:
-            return Wanted()
+            return _NOTHING_WANTED
         sender = Sender(
             agent=identity.agent if identity is not None else None,
             family=route.family,
@@ -145,10 +147,9 @@ class Outward:
         """Return trace and parent of what the upstream tells of a call, None if there are none."""
         if identity.session_id is None or identity.turn_key is None or identity.is_alone:
             return None
-        trace_id = ids.trace_id(identity.agent, identity.session_id, identity.turn_key)
-        parent = ids.root_span_id(trace_id)
-        if identity.subagent_id is not None:
-            parent = ids.span_id(trace_id, "subagent", identity.subagent_id)
+        trace_id, parent = _ids(
+            identity.agent, identity.session_id, identity.turn_key, identity.subagent_id
+        )
         outer = self.tags.parent_trace_id if self.tags is not None else None
         return outer or trace_id, parent
 
@@ -215,6 +216,16 @@ class Outward:
             self.complaints.add("no alias looked for (100-continue)", "it passes as it is")
             return False
         return True
+
+
+# A turn makes many calls. Few are kept: a client may send keys of any length.
+@lru_cache(maxsize=128)
+def _ids(agent: str, session_id: str, turn_key: str, subagent_id: str | None) -> tuple[str, str]:
+    """Return a turn's trace, and in it the span of who makes its calls."""
+    trace_id = ids.trace_id(agent, session_id, turn_key)
+    if subagent_id is not None:
+        return trace_id, ids.span_id(trace_id, "subagent", subagent_id)
+    return trace_id, ids.root_span_id(trace_id)
 
 
 def _is_respans(route: Route) -> bool:

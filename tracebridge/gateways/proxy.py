@@ -278,7 +278,8 @@ async def _serve_until_signal(options: GatewayOptions, spool: Spool) -> None:
     launcher_env = tags_in(os.environ) if options.launcher_pid is not None else {}
 
     def record(call: GatewayCall) -> None:
-        call = replace(call, launcher_pid=options.launcher_pid, launcher_env=launcher_env)
+        if options.launcher_pid is not None:
+            call = replace(call, launcher_pid=options.launcher_pid, launcher_env=launcher_env)
         # What an upstream says of an error may repeat what it was sent.
         spool.write_call(call if call.error_message is None else scrub_call(call))
 

@@ -7,15 +7,15 @@ thrown away at a limit, bodies first.
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
+import secrets
 import threading
 import time
-import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from tracebridge.agents import identify_call
@@ -45,6 +45,9 @@ _SETTLE_SECONDS = 0.02
 _MESSAGE_LIMIT = 500
 _HEADER_VALUE_LIMIT = 1024
 _ERROR_BODY_LIMIT = 256 * 1024
+# 32 hex digits an attempt: those of the process, then its number in it.
+_OWN_DIGITS = secrets.token_hex(10)
+_NUMBERS = itertools.count()
 
 _REQUEST_HEADERS = frozenset(
     {
@@ -125,7 +128,7 @@ class Recording:
     ) -> None:
         self._recorder = recorder
         self._clock_offset_ns = time.time_ns() - time.perf_counter_ns()
-        self.call_id = uuid.uuid4().hex
+        self.call_id = f"{_OWN_DIGITS}{next(_NUMBERS):012x}"
         self.start_ns = self._now_ns()
         self.end_ns = self.start_ns
         self.method = method
@@ -331,7 +334,14 @@ class _Parsing:
         identity = identify(recording.headers, request.body, self._complaints)
         error_type, error_message = self._error(response)
         headers = recording.response_headers
-        call = GatewayCall(
+        renamed = recording.renamed
+        requested_model = request.requested_model if renamed is None else renamed.model
+        dialect, provider = "unknown", None
+        if self._dialect is not None:
+            module, dialect = self._dialect
+            provider = module.PROVIDER
+            requested_model = requested_model or model_in_path(module, recording.path)
+        return GatewayCall(
             call_id=recording.call_id,
             gateway="tracebridge",
             method=recording.method,
@@ -340,9 +350,12 @@ class _Parsing:
             end_ns=recording.end_ns,
             identity=identity,
             traceparent=recording.headers.get("traceparent"),
+            dialect=dialect,
+            provider=provider,
             server_address=recording.origin.host,
             server_port=recording.origin.port,
-            requested_model=request.requested_model,
+            requested_model=requested_model,
+            model_alias=None if renamed is None else renamed.alias,
             model=response.model,
             streaming=request.streaming,
             status_code=recording.status,
@@ -364,21 +377,6 @@ class _Parsing:
             response_headers=_allowed(headers, _RESPONSE_HEADERS, _RESPONSE_HEADER_PREFIXES),
             partial=recording.partial or not self._understood or not response.understood,
             client_name=recording.client_name,
-        )
-        if recording.renamed is not None:
-            call = replace(
-                call,
-                requested_model=recording.renamed.model,
-                model_alias=recording.renamed.alias,
-            )
-        if self._dialect is None:
-            return call
-        dialect, name = self._dialect
-        return replace(
-            call,
-            dialect=name,
-            provider=dialect.PROVIDER,
-            requested_model=call.requested_model or model_in_path(dialect, recording.path),
         )
 
     def _parse_request(self) -> RequestFacts:

@@ -54,7 +54,7 @@ def edits(wish: Wish) -> Iterable[Edit]:
     def wire(settings: Mapping[str, Any]) -> Iterator[Change]:
         if not isinstance(settings.get("env", {}), dict):
             raise ValueError('"env" is not an object')
-        yield from wire_changes(settings, wish.commands)
+        yield from wire_changes(settings, wish.commands, light=wish.light)
         yield from _routing(settings, wish)
 
     yield Edit(path=settings_folder(wish) / name, form=JsonText(), wire=wire, unwire=unwire_changes)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tracebridge.agents._installed import installed_hooks
-from tracebridge.agents.claude_code.wiring import EVENTS, HINT_HEADERS
+from tracebridge.agents.claude_code.wiring import HINT_HEADERS, LIGHT_EVENTS
 from tracebridge.config_files import ConfigFile, Place, read_json
 from tracebridge.routing import (
     Answer,
@@ -90,7 +90,8 @@ def hooks(setup: SetUp) -> list[InstalledHook]:
 
 
 def expected_events() -> tuple[str, ...]:
-    return EVENTS
+    # A light integration has no others.
+    return LIGHT_EVENTS
 
 
 def one_turn(options: Sequence[str]) -> list[str]:

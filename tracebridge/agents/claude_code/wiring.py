@@ -31,6 +31,9 @@ EVENTS = (
     "StopFailure",
     "SessionEnd",
 )
+# The agent waits for each hook. Without those at tool calls a turn runs two, however long it is, and
+# its tools are told by the transcript.
+LIGHT_EVENTS = tuple(event for event in EVENTS if event not in HOT_EVENTS)
 # Requests then carry the prompt id, the turn's own id: every call is linked exactly.
 HINT_HEADERS = "CLAUDE_CODE_GATEWAY_HINT_HEADERS"
 # Seconds. A hook takes milliseconds; this only bounds what a broken machine can cost.
@@ -51,9 +54,11 @@ def unwire(settings: Mapping[str, Any]) -> dict[str, Any]:
     return changed(settings, unwire_changes(settings))
 
 
-def wire_changes(settings: Mapping[str, Any], commands: Mapping[str, str]) -> Iterator[Change]:
+def wire_changes(
+    settings: Mapping[str, Any], commands: Mapping[str, str], *, light: bool = False
+) -> Iterator[Change]:
     groups = {}
-    for event in EVENTS:
+    for event in LIGHT_EVENTS if light else EVENTS:
         command = commands["hot" if event in HOT_EVENTS else "hook"]
         entry = {"type": "command", "command": command, "timeout": TIMEOUT_S}
         groups[event] = {"hooks": [entry]}
