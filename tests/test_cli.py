@@ -7,14 +7,16 @@ import json
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tracebridge import commands as groups
 from tracebridge import ids
-from tracebridge.cli import main
+from tracebridge.cli import COMMANDS, load, main
 from tracebridge.model import CallIdentity, GatewayCall
 from tracebridge.spool import Spool
 
@@ -79,10 +81,23 @@ def filled(home):
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_command_helps_with_an_example(name):
     """One that begins with what one would type."""
-    command = main.commands[name]
+    command = load(name)
     examples = (command.help or "").partition("Example")[2]
     assert f"tracebridge {name}" in examples
     assert "Example" in ok(name, "--help")
+
+
+@pytest.mark.parametrize("module", sorted(COMMANDS))
+def test_every_command_is_listed_with_how_its_own_help_begins(module):
+    """The list is told without loading what the commands are made of."""
+    commands = import_module(f"{groups.__name__}.{module}").commands.commands
+    assert COMMANDS[module] == {n: each.get_short_help_str(1000) for n, each in commands.items()}
+
+
+def test_every_module_with_commands_is_listed():
+    """Helpers begin with an underscore."""
+    files = {path.stem for path in Path(groups.__path__[0]).glob("[!_]*.py")}
+    assert files == {*COMMANDS}
 
 
 def test_help_says_where_to_start():

@@ -22,8 +22,8 @@ from test_tree import span
 
 from tracebridge import semconv
 from tracebridge.metrics import Metrics, metrics_to
-from tracebridge.stats import Totals, totals_of
 from tracebridge.store import Store
+from tracebridge.views.stats import Totals, totals_of
 
 LIMIT_S = 60
 BEHAVIOURS = ("claude-code/tools", "codex-cli/tools", "gemini-cli/tools", "opencode/tools")

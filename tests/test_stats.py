@@ -17,24 +17,23 @@ from test_tree import MS, span
 
 from tracebridge import semconv
 from tracebridge.model import Status
-from tracebridge.selection import Selection, parse_time
-from tracebridge.stats import (
+from tracebridge.store import Store
+from tracebridge.time_spent import TimeSpent, time_spent
+from tracebridge.views.selection import Selection, parse_time
+from tracebridge.views.stats import (
     GROUPS,
     SORTS,
     TURN_TITLES,
-    TimeSpent,
     Totals,
     percent,
     sort_key,
     stats_lines,
     summed,
     table,
-    time_spent,
     time_spent_line,
     totals_of,
     turn_cells,
 )
-from tracebridge.store import Store
 
 HOUR_NS = 3_600_000_000_000
 NOW_NS = 2**61

@@ -20,8 +20,8 @@ from tracebridge.model import (
 )
 from tracebridge.settings import read_settings
 from tracebridge.spool import Spool
-from tracebridge.status import status, status_text
 from tracebridge.store import Store
+from tracebridge.views.status import status, status_text
 
 
 def call(call_id, gateway="g"):

@@ -20,10 +20,10 @@ from rich.text import Text
 from tracebridge import ids
 from tracebridge.encode import encode_span
 from tracebridge.model import Prompt, Span, SpanKind, Status, Turn, TurnState
-from tracebridge.screen import Screen
-from tracebridge.selection import Selection
 from tracebridge.store import Store
-from tracebridge.tail import (
+from tracebridge.views.screen import Screen
+from tracebridge.views.selection import Selection
+from tracebridge.views.tail import (
     LiveEvents,
     follow_json,
     follow_terminal,
@@ -31,7 +31,7 @@ from tracebridge.tail import (
     show_once,
     write_once,
 )
-from tracebridge.waterfall import COLOURS, SPINNER, folded_turn, turn_lines
+from tracebridge.views.waterfall import COLOURS, SPINNER, folded_turn, turn_lines
 
 LIMIT_S = 60
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tracebridge import semconv
 from tracebridge.model import AttributeValue, Span, Status
-from tracebridge.stats import time_spent
+from tracebridge.time_spent import time_spent
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Observation

@@ -19,8 +19,8 @@ import orjson
 
 from tracebridge import semconv
 from tracebridge.model import AttributeValue, Span, Status
-from tracebridge.stats import Totals, percent, share, time_spent, totals_of
 from tracebridge.store import TurnRow
+from tracebridge.time_spent import time_spent
 from tracebridge.tree import (
     Line,
     Tone,
@@ -32,6 +32,7 @@ from tracebridge.tree import (
     span_ns,
     tree,
 )
+from tracebridge.views.stats import Totals, percent, share, totals_of
 
 Turns = Sequence[tuple[TurnRow, Sequence[Span]]]
 
@@ -642,7 +643,7 @@ def _clock(time_ns: int) -> str:
 
 
 def _own(name: str) -> str:
-    return (resources.files("tracebridge") / name).read_text("utf-8")
+    return (resources.files("tracebridge.views") / name).read_text("utf-8")
 
 
 def _digest(text: str) -> str:

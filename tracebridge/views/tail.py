@@ -19,11 +19,11 @@ from watchdog.observers import Observer
 from tracebridge import semconv
 from tracebridge.ids import root_span_id
 from tracebridge.model import Span
-from tracebridge.screen import Screen
-from tracebridge.selection import Selection
 from tracebridge.store import CHANGED, Store, TurnRow
 from tracebridge.tree import label, printable
-from tracebridge.waterfall import GREY, folded_turn, turn_lines
+from tracebridge.views.screen import Screen
+from tracebridge.views.selection import Selection
+from tracebridge.views.waterfall import GREY, folded_turn, turn_lines
 
 # A lost file system event costs no more than this.
 RESCAN_S = 1.0
