@@ -8,17 +8,22 @@ Every pattern runs in time linear in the text: each repetition is bounded, or ea
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import fields, replace
-from functools import lru_cache, partial
-from typing import Any, TypeAlias, TypeVar
+from functools import cache, lru_cache, partial
+from typing import Any, TypeAlias
 
-from tracebridge.model import GatewayCall, Sighting
-from tracebridge.vendor_secrets import long_words, without_vendor_secrets
+from msgspec import structs
 
-Record = TypeVar("Record")
+from tracebridge.model import GatewayCall, Part, Sighting
+from tracebridge.suspicion import Suspicion, folded
+from tracebridge.vendor_secrets import Form, forms, without_vendor_secrets
+
 # Of the user's own; where one has a group "secret", only that is taken out.
 Patterns: TypeAlias = Sequence[re.Pattern[str]]
+Suspect: TypeAlias = re.Pattern[str] | Form
+Suspects: TypeAlias = AbstractSet[Suspect]
 
 # Where a word begins: text often comes as JSON, where a new line is a backslash and an n.
 _START = r"(?:(?<![0-9A-Za-z_\\])|(?<=\\[nrt]))"
@@ -26,22 +31,12 @@ _PRIVATE_KEY = r"[A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
 # Between the lines of a key: ends of lines, also escaped ones, and the numbers of a file viewer.
 _BETWEEN = r"(?:\s|\\+[nrt]|\d{1,6}(?:\t|→|\\+t))"
 
-VENDOR_HINTS = (
-    "glpat- gldt- glrt- glcbt- glptt- glsoat- xox xapp- pypi- pmak- nrak- tskey- pplx- xai- atatt3 "
-    "hvs. dp.pt. dp.st. dp.ct. age-secret-key hf_ npm_ r8_ ntn_ figd_ lin_api_ whsec_ shpat_ shpca_ "
-    "shppa_ shpss_ sbp_ dckr_pat_ nfp_ glsa_ glc_ rubygems_ dop_v1_ doo_v1_ dor_v1_ sntrys_ "
-    "pscale_tkn_ fw_ sg. sk key- dapi :aa"
-)
-# Kind, what a text must hold in lower case to be worth the pattern, and the pattern. Where it has
-# a group "secret", only that is taken out. If what it finds is always one piece without a break, its
-# least length stands before the hints, and a text is searched only if it has a piece as long.
-RULES: tuple[tuple[str, int, tuple[str, ...], re.Pattern[str]], ...] = tuple(
-    (kind, least, tuple(hints.split(" ")), re.compile(pattern))
-    for kind, least, hints, pattern in (
+# Kind and pattern. Where it has a group "secret", only that is taken out.
+RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
         (
             "private-key",
-            0,
-            "private key",
             rf"-----BEGIN {_PRIVATE_KEY}(?:"
             rf"(?:[^-]|-(?!----)){{1,20000}}-{{5,6}}END {_PRIVATE_KEY}"
             # Without its end.
@@ -50,42 +45,30 @@ RULES: tuple[tuple[str, int, tuple[str, ...], re.Pattern[str]], ...] = tuple(
         ),
         (
             "api-key",
-            19,
-            "sk- sk_ pk- pk_ rk- rk_",
             # Names of things may begin so too; keys have a digit or a long part without a break.
             rf"{_START}(?:sk|pk|rk|gsk)[-_](?=[0-9A-Za-z_-]{{0,100}}\d|[A-Za-z]{{20}})"
             r"[0-9A-Za-z_-]{16,}",
         ),
         (
             "aws-key",
-            20,
-            "akia asia aroa aida abia acca a3t",
             rf"{_START}(?:AKIA|ASIA|AROA|AIDA|ABIA|ACCA|A3T[A-Z0-9])[0-9A-Z]{{16}}\b",
         ),
-        ("mailchimp-key", 36, "-us", rf"{_START}[0-9a-f]{{32}}-us[0-9]{{1,2}}\b"),
+        ("mailchimp-key", rf"{_START}[0-9a-f]{{32}}-us[0-9]{{1,2}}\b"),
         (
             "discord-token",
-            59,
-            ".",
             # Only where three parts of just these lengths stand together.
             rf"{_START}[AMNO][0-9A-Za-z_-]{{23,25}}\.[0-9A-Za-z_-]{{6}}\.[0-9A-Za-z_-]{{27,40}}\b",
         ),
         (
             "google-key",
-            25,
-            "aiza ya29. gocspx-",
             rf"{_START}(?:AIza[0-9A-Za-z_-]{{30,}}|ya29\.[0-9A-Za-z_-]{{20,}}|GOCSPX-[0-9A-Za-z_-]{{20,}})",
         ),
         (
             "github-token",
-            24,
-            "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_",
             rf"{_START}(?:gh[pousr]_[0-9A-Za-z]{{20,}}|github_pat_[0-9A-Za-z_]{{20,}})",
         ),
         (
             "token",
-            20,
-            VENDOR_HINTS,
             rf"{_START}(?:"
             r"(?:gl(?:pat|dt|rt|cbt|ptt|soat)-|xox[abceoprs]-|xapp-|pypi-|PMAK-|NRAK-|tskey-|pplx-|"
             r"xai-|ATATT3|hvs\.|dp\.(?:pt|st|ct)\.|AGE-SECRET-KEY-1)[0-9A-Za-z_=.-]{16,}"
@@ -99,122 +82,105 @@ RULES: tuple[tuple[str, int, tuple[str, ...], re.Pattern[str]], ...] = tuple(
         ),
         (
             "token",
-            0,
-            "hooks.slack.com",
             r"hooks\.slack\.com/services/(?P<secret>T[0-9A-Z]{4,20}/B[0-9A-Z]{4,20}/\w{8,40})",
         ),
         (
             "jwt",
-            20,
-            "eyj",
             rf"{_START}eyJ[0-9A-Za-z_-]{{8,}}\.[0-9A-Za-z_-]{{8,}}(?:\.[0-9A-Za-z_-]*)?",
         ),
         (
             "headers",
-            0,
-            "_headers",
             # A variable that holds headers: ANTHROPIC_CUSTOM_HEADERS, OTEL_EXPORTER_OTLP_HEADERS.
             rf"{_START}[A-Z][0-9A-Z_]{{2,60}}_HEADERS\\{{0,3}}[\"']?\s{{0,3}}[:=]\s{{0,3}}\\{{0,3}}[\"']?"
             r"(?P<secret>[A-Za-z][0-9A-Za-z-]{1,60}(?:=|: ?)[^\n\\\"'`]{1,2000})",
         ),
         (
             "authorization",
-            0,
-            "authorization api-key",
             rf"(?i){_START}(?:proxy-)?(?:authorization|x-api-key|x-goog-api-key|api-key)\\{{0,3}}"
             r"[\"']?\s{0,3}[:=]\s{0,3}\\{0,3}[\"']?(?:(?:bearer|basic|token|apikey|digest)\s{1,3})?"
             r"(?P<secret>[^\s\"'\\,;`]{4,})",
         ),
         (
             "authorization",
-            0,
-            "bearer basic token",
             # "Basic understanding" is none.
             rf"(?i){_START}(?:bearer|basic|token)\s{{1,3}}"
             r"(?P<secret>(?=[A-Za-z+/_.~=-]{0,100}\d|[A-Za-z+/_.~=-]{32})[0-9A-Za-z+/_.~=-]{12,})",
         ),
         (
             "cookie",
-            0,
-            "cookie",
             r"(?i)\bcookie\\{0,3}[\"']?: ?\\{0,3}[\"']?(?P<secret>[\w.-]{1,80}=[^\"'\\\n]{4,})",
         ),
         (
             "password",
-            0,
-            "://",
             rf"{_START}[A-Za-z][0-9A-Za-z+.-]{{1,20}}://[^\s/:@\"'\\]{{0,100}}:"
             r"(?P<secret>[^\s/@\"'\\]{1,200})@",
         ),
         (
             "password",
-            0,
-            "curl",
             r"\bcurl\b[^\n]{0,200}?\s(?:-u|--user)[ =]\\?[\"']?[^\s:\"'\\]{1,100}:"
             r"(?P<secret>[^\s\"'\\]{1,200})",
         ),
         (
             "password",
-            0,
-            "login",
             r"\blogin\s{1,3}\S{1,100}\s{1,3}password\s{1,3}(?P<secret>[^\s\"'\\]{1,200})",
         ),
         (
             "secret",
-            0,
-            "--",
             r"--[a-z0-9-]{0,30}(?:password|passwd|passphrase|secret|token|(?:api|access|secret)-?key)"
             r" \\?[\"']?(?P<secret>[^\s\"'\\$<-][^\s\"'\\]{3,})",
         ),
         (
             "secret",
-            0,
-            "<",
             r"(?i)<[\w:.]{0,30}(?:password|secret|token|api_?key)>(?P<secret>[^<\s][^<\n]{3,500})</",
         ),
         (
             "secret",
-            0,
-            "?",
             r"(?i)[?&][\w-]{0,30}(?:token|secret|password|passwd|api_?key|signature|sig)="
             r"(?P<secret>[^&\s\"'\\#]{3,})",
         ),
         (
             "password",
-            0,
-            "password= pwd=",
             r"(?i)(?<=;)\s?(?:password|pwd)=(?P<secret>[^;\s\"'\\]{3,})",
         ),
         # A key by a name that says no more than that, with a value that nobody would type.
         (
             "secret",
-            0,
-            "_key=",
             r"[A-Z0-9]_KEY=\\?[\"']?(?P<secret>(?=[A-Za-z+/=_-]{0,40}\d)[0-9A-Za-z+/=_-]{16,})",
         ),
     )
 )
 
 # An assignment to a name that says what it holds, in the manner of any language.
-ASSIGNMENT = re.compile(
-    r"(?i)(?P<name>(?:api|access|account|subscription|signing|encryption|master|private|secret|auth)"
-    r"[_-]?key|secret|token|passw(?:or)?d|passphrase|pwd|credential|"
-    r"(?:db|user|admin|root|smtp|mail|ftp|ssh|mysql|redis|pg|proxy)_pass)s?"
+_NAME = (
+    r"(?:(?:api|access|account|subscription|signing|encryption|master|private|secret|auth)[_-]?key"
+    r"|secret|token|passw(?:or)?d|passphrase|pwd|credential"
+    r"|(?:db|user|admin|root|smtp|mail|ftp|ssh|mysql|redis|pg|proxy)_pass(?![wp]))"
+)
+_BEGINNING = (
+    rf"(?P<name>{_NAME})s?"
     r"(?:_(?:key|base|value|hash|prod|production|dev|test|staging|live|old|new|b64|base64|\d{1,3})"
     r"){0,3}"
     r"(?P<between>\\{0,3}[\"'`]?\]?\??\s{0,3}(?:={1,3}>?|!={1,2}|:=?)\s{0,3})"
-    r"(?:(?P<quote>\\{0,3}[\"'`])"
+)
+_QUOTED = (
+    r"(?P<quote>\\{0,3}[\"'`])"
     # A quote that ends something is followed by what goes on after it.
     r"(?P<quoted>(?![\s)\]},;:+\\])(?:(?!(?P=quote))(?:\\[^\n]|[^\n\\])){3,2000})"
-    r"|(?P<bare>[^\s\"'\\`]{3,2000}))"
 )
-ASSIGNMENT_HINTS = ("key", "secret", "token", "passw", "passphrase", "pwd", "credential", "_pass")
-# What may follow such a hint where something is assigned, in lower case; and how far before the hint
-# its name can begin.
-ASSIGNS = re.compile(r"(?:or)?d?s?(?:_[a-z0-9]{1,11}){0,3}\\{0,3}[\"'`]?\]?\??\s{0,3}[=!:]")
-LONGEST_BEGINNING = len("subscription_")
-# Ids, names and paths: nothing is assigned, no line has an end, and no option has a value.
-UNSUSPICIOUS = re.compile(r"[\w./@-]*")
+ASSIGNMENT = re.compile(rf"(?i){_BEGINNING}(?:{_QUOTED}|(?P<bare>[^\s\"'\\`]{{3,2000}}))")
+# What assigns more than code, as `_marked_assignment` sees it.
+_SECRET_ASSIGNMENT = (
+    rf"(?i:{_BEGINNING}(?:{_QUOTED}|[^\s\"'\\`]{{0,2000}}\d))"
+    r"|(?:KEY|SECRET|TOKEN|PASS|PWD|CREDENTIAL)\w{0,60}=[^\s\"'\\`]{3}"
+)
+# Looked for in lower case: the end of such a name where something is assigned, and the names that
+# may begin so far before it. To look for these at once takes many times as long.
+_ASSIGNED = re.compile(
+    r"(?:key|secret|token|pass(?:w(?:or)?d|phrase)?|pwd|credential)"
+    r"(?=s?(?:_[a-z0-9]{1,11}){0,3}\\{0,3}[\"'`]?\]?\??\s{0,3}[=!:])"
+)
+_LONGEST_BEGINNING = len("subscription_")
+_NAMES = re.compile(_NAME)
 # What stands for a secret and is none: a variable, a template, a mark (ours too), a type's name.
 PLACEHOLDER = re.compile(
     r"(?i)[$<%{\[(*&]|your[_-]|x{3,}$|\.{3}"
@@ -253,87 +219,103 @@ def _short_scrubbed(text: str) -> str:
 
 
 def _scrubbed(text: str) -> str:
+    suspicion = _suspicion()
     for _ in range(MOST_PASSES):
-        scrubbed = _scrubbed_once(text)
-        if scrubbed == text:
+        suspected = suspicion.of(text)
+        before = text
+        for step in _STEPS if suspected else ():
+            scrubbed = step(text, suspected)
+            if scrubbed != text:
+                text, suspected = scrubbed, suspicion.of(scrubbed)
+        if text == before:
             break
-        text = scrubbed
     return text
 
 
-def _scrubbed_once(text: str) -> str:
-    before, words = text, long_words(text)
-    if not words and UNSUSPICIOUS.fullmatch(text):
-        return text
-    lower = text.lower()
-    long_lower = b"\n".join(word for _, word in words).lower().decode()
-    longest = max((len(word) for _, word in words), default=0)
-    # No pattern is tried in vain: of most texts this leaves two or three.
-    for kind, least, hints, pattern in RULES:
-        if least > longest:
-            continue
-        for hint in hints:
-            if hint in (long_lower if least else lower):
-                text = pattern.sub(partial(_marked, kind), text)
-                break
-    text = without_vendor_secrets(text, lower, words if text == before else None)
-    if "private key" in lower:
-        text = _without_key_tails(text)
-    return _without_assigned(text)
-
-
-def _without_assigned(text: str) -> str:
-    """Do what replacing each match of ASSIGNMENT does, but try it only where it can begin."""
-    lower = text.lower()
-    hints = sorted(
-        {match.start() - len(hint) for hint in ASSIGNMENT_HINTS for match in _behind(hint, lower)}
+@cache
+def _suspicion() -> Suspicion[Suspect]:
+    patterns = [KEY_END, *(pattern for _, pattern in RULES)]
+    return Suspicion(
+        {pattern: pattern.pattern for pattern in patterns}
+        | {ASSIGNMENT: _SECRET_ASSIGNMENT}
+        | {form: form.sign() for form in forms()}
     )
-    if hints and len(lower) != len(text):
-        # Some letters become two: then places in one are not places in the other.
-        return ASSIGNMENT.sub(_marked_assignment, text)
+
+
+def _without(kind: str, pattern: re.Pattern[str], text: str, suspected: Suspects) -> str:
+    return pattern.sub(partial(_marked, kind), text) if pattern in suspected else text
+
+
+def _without_forms(text: str, suspected: Suspects) -> str:
+    return without_vendor_secrets(text, [each for each in suspected if isinstance(each, Form)])
+
+
+def _without_key_tails(text: str, suspected: Suspects) -> str:
+    """Take out private keys whose beginning was cut off."""
     pieces = []
     done = 0
-    for hint in hints:
-        for start in range(max(done, hint - LONGEST_BEGINNING), hint + 1):
-            if (match := ASSIGNMENT.match(text, start)) is not None:
-                pieces += [text[done:start], _marked_assignment(match)]
+    for end in KEY_END.finditer(text) if KEY_END in suspected else ():
+        before = text[max(done, end.start() - KEY_TAIL_LENGTH) : end.start()]
+        tail = KEY_TAIL.match(before[::-1])
+        if tail is not None and len(tail[0].strip()) >= 16:
+            pieces += [text[done : end.start() - tail.end()], "[private-key removed]"]
+            done = end.end()
+    return "".join([*pieces, text[done:]])
+
+
+def _without_assigned(text: str, suspected: Suspects) -> str:
+    """Do what replacing each match of ASSIGNMENT does, but try it only where it can begin."""
+    pieces = []
+    done = 0
+    lower = folded(text).lower() if ASSIGNMENT in suspected else ""
+    for assigned in _ASSIGNED.finditer(lower):
+        first = max(done, assigned.start() - _LONGEST_BEGINNING)
+        for name in _NAMES.finditer(lower, first, assigned.end()):
+            if (match := ASSIGNMENT.match(text, name.start())) is not None:
+                pieces += [text[done : match.start()], _marked_assignment(match)]
                 done = match.end()
                 break
     return "".join([*pieces, text[done:]]) if pieces else text
 
 
-def _behind(hint: str, lower: str) -> Iterator[re.Match[str]]:
-    """Yield what stands behind each *hint* after which something may be assigned."""
-    place = lower.find(hint)
-    while place >= 0:
-        if (match := ASSIGNS.match(lower, place + len(hint))) is not None:
-            yield match
-        place = lower.find(hint, place + 1)
+# What is tried where it is suspected, one after the other.
+_STEPS: tuple[Callable[[str, Suspects], str], ...] = (
+    *(partial(_without, kind, pattern) for kind, pattern in RULES),
+    _without_forms,
+    _without_key_tails,
+    _without_assigned,
+)
 
 
 def scrub_sighting(sighting: Sighting, patterns: Patterns = ()) -> Sighting:
-    return replace(sighting, part=_without_secrets(sighting.part, patterns))
+    part = sighting.part
+    changed = _without_secrets(part, part.__struct_fields__, patterns)
+    return structs.replace(sighting, part=structs.replace(part, **changed)) if changed else sighting
 
 
 def scrub_call(call: GatewayCall, patterns: Patterns = ()) -> GatewayCall:
     return replace(
-        _without_secrets(call, patterns),
+        call,
+        **_without_secrets(call, (field.name for field in fields(call)), patterns),
         request_headers={k: scrub_text(v, patterns) for k, v in call.request_headers.items()},
         response_headers={k: scrub_text(v, patterns) for k, v in call.response_headers.items()},
     )
 
 
-def _without_secrets(record: Record, patterns: Patterns) -> Record:
+def _without_secrets(
+    record: GatewayCall | Part, names: Iterable[str], patterns: Patterns
+) -> dict[str, Any]:
+    """Return those fields of a record that change when secrets are taken out."""
     changed: dict[str, Any] = {}
-    for field in fields(record):  # type: ignore[arg-type]  # only records come here
-        value = getattr(record, field.name)
+    for name in names:
+        value = getattr(record, name)
         if isinstance(value, str):
             clean = scrub_text(value, patterns)
             if clean != value:
-                changed[field.name] = clean
-        elif field.name == "metadata":
-            changed[field.name] = tuple((name, scrub_text(text, patterns)) for name, text in value)
-    return replace(record, **changed) if changed else record  # type: ignore[type-var]  # as above
+                changed[name] = clean
+        elif name == "metadata":
+            changed[name] = tuple((tag, scrub_text(text, patterns)) for tag, text in value)
+    return changed
 
 
 def _marked(kind: str, match: re.Match[str]) -> str:
@@ -361,16 +343,3 @@ def _marked_assignment(match: re.Match[str]) -> str:
 def _replaced(match: re.Match[str], group: str, kind: str) -> str:
     start, end = (place - match.start() for place in match.span(group))
     return f"{match[0][:start]}[{kind} removed]{match[0][end:]}"
-
-
-def _without_key_tails(text: str) -> str:
-    """Take out private keys whose beginning was cut off."""
-    pieces = []
-    done = 0
-    for end in KEY_END.finditer(text):
-        before = text[max(done, end.start() - KEY_TAIL_LENGTH) : end.start()]
-        tail = KEY_TAIL.match(before[::-1])
-        if tail is not None and len(tail[0].strip()) >= 16:
-            pieces += [text[done : end.start() - tail.end()], "[private-key removed]"]
-            done = end.end()
-    return "".join([*pieces, text[done:]])

@@ -62,7 +62,7 @@ def ours(text: str) -> str:
 
 def general_rules(text: str) -> str:
     kept = scrub.without_vendor_secrets
-    scrub.without_vendor_secrets = lambda text, *_: text
+    scrub.without_vendor_secrets = lambda text, _: text
     # What was scrubbed lately is remembered.
     scrub._short_scrubbed.cache_clear()
     try:

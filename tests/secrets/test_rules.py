@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import secret_examples
-from hypothesis import given
+import test_scrub
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracebridge.scrub import (
     ASSIGNMENT,
+    KEY_END,
+    MOST_PASSES,
     RULES,
+    _marked,
     _marked_assignment,
-    _without_assigned,
+    _without_key_tails,
     scrub_text,
 )
-from tracebridge.vendor_secrets import (
-    _compiled,
-    forms,
-    long_words,
-    parse_forms,
-    without_vendor_secrets,
-)
+from tracebridge.vendor_secrets import _compiled, forms, parse_forms, without_vendor_secrets
 
 EXAMPLES = list(secret_examples.examples())
 # None was ever given out. In pieces, so that no scanner takes this file for a leak.
@@ -59,7 +58,7 @@ def test_a_form_is_found_by_itself():
     kept = [
         (form.kind, text)
         for form, text, secret in EXAMPLES
-        if secret in without_vendor_secrets(text, text.lower())
+        if secret in without_vendor_secrets(text, forms())
     ]
     assert kept == []
 
@@ -69,7 +68,7 @@ def test_a_form_is_found_by_itself():
 def test_those_that_everybody_has_are_in_the_table(secret, surroundings):
     """What stands around them stays."""
     text = surroundings.format(secret)
-    scrubbed = without_vendor_secrets(text, text.lower())
+    scrubbed = without_vendor_secrets(text, forms())
     before, after = surroundings.format("\0").split("\0")
     assert scrubbed.startswith(f"{before}[")
     assert scrubbed.endswith(f" removed]{after}")
@@ -123,22 +122,23 @@ def test_the_other_examples_around_one_change_nothing():
 )
 def test_what_holds_no_secret_stays(text):
     """Also where a letter is two in lower case."""
-    assert without_vendor_secrets(text, text.lower()) == text
+    assert without_vendor_secrets(text, forms()) == text
 
 
 def test_of_two_that_overlap_nothing_stays():
     """The longer one is not cut where the other begins."""
     text = "rapidapi_key=abcde-ghp_" + "a1" * 18 + "-123"
-    assert without_vendor_secrets(text, text.lower()) == "rapidapi_key=[rapidapi-key removed]"
+    assert without_vendor_secrets(text, forms()) == "rapidapi_key=[rapidapi-key removed]"
 
 
-def test_keywords_without_end_take_no_time_without_end():
-    """Each keyword a thousand times over, in a process that has minutes for all of them."""
+def test_beginnings_without_end_take_no_time_without_end():
+    """Each name and each beginning a thousand times over, in a process that has minutes for all."""
     script = (
-        "from tracebridge.vendor_secrets import _forms_by_keyword, without_vendor_secrets\n"
-        "for word in list(_forms_by_keyword()[0]):\n"
-        "    for text in (word * 1000, (word + '=') * 1000, (word + ' = aA1') * 500):\n"
-        "        without_vendor_secrets(text, text.lower())\n"
+        "from tracebridge.vendor_secrets import forms, without_vendor_secrets\n"
+        "for form in forms():\n"
+        "    for word in form.names or [part for part in form.parts if isinstance(part, str)]:\n"
+        "        for text in (word * 1000, (word + '=') * 1000, (word + ' = aA1') * 500):\n"
+        "            without_vendor_secrets(text, [form])\n"
     )
     subprocess.run([sys.executable, "-c", script], timeout=300, check=True)
 
@@ -204,42 +204,73 @@ def test_code_about_headers_stays(line):
     assert scrub_text(line) == line
 
 
-pieces = st.lists(
-    st.sampled_from(
-        [text for _, text, _ in EXAMPLES[::7]]
-        + list(WELL_KNOWN.values())
-        + ["linkedin", "application key", " = ", ": ", "'", '"', "\n", "\\n", " ", "é", "→", "İ"]
-        + ["password", "secret_key", "db_pass", "token", "=", "https://", "subscription-key"]
-        + [
-            "hunter2hunter2",
-            "def f(key=None):",
-            "a_word_that_is_long_and_has_no_digit",
-            "1234567890123",
-        ]
-    ),
-    max_size=12,
-).map("".join)
+# Spaces, digits and letters of Python's that are not ASCII, some of which match ASCII.
+STRANGE = ["\u00a0", "\u2028", "\x1c", "\x0b", "\u0663", "é", "→", "\0", "\udc80", "😀"]
+STRANGE += ["\u017f", "\u212a", "\u0130", "\u0131"]
+WHOLE = [
+    *test_scrub.test_secrets_go_by_what_is_said_of_them.pytestmark[0].args[1],
+    *((key, key) for key in [*test_scrub.KEYS.values(), test_scrub.PEM, *test_scrub.LINES] if key),
+    *((text, secret) for _, text, secret in EXAMPLES),
+]
+BETWEEN = [
+    *(" = ", ": ", "'", '"', "\n", "\\n", " ", "=", ":", "@", "-----", "https://", "Bearer "),
+    *("curl -u ", "--token ", "[secret removed]", "password", "secret_key", "db_pass", "token"),
+    *("linkedin", "application key", "hunter2hunter2", "def f(key=None):", "1234567890123"),
+    *("a_word_that_is_long_and_has_no_digit", *STRANGE),
+]
 
 
-@given(pieces)
-def test_looking_only_where_a_secret_can_stand_finds_all_of_them(text):
-    """As much as looking at every place of the text."""
-    everywhere = [(0, text.encode("ascii", "replace"))]
-    assert without_vendor_secrets(text, text.lower()) == without_vendor_secrets(
-        text, text.lower(), everywhere
-    )
-    assert _without_assigned(text) == ASSIGNMENT.sub(_marked_assignment, text)
+@st.composite
+def altered(draw):
+    """Draw a text with a secret, whole or cut, escaped or not, with letters of other kinds."""
+    text, _ = draw(st.sampled_from(WHOLE[:100]) | st.sampled_from(WHOLE))
+    place = draw(st.integers(0, len(text)))
+    strange = draw(st.sampled_from(STRANGE))
+    letter = draw(st.sampled_from(text))
+    ways = [
+        text,
+        text.upper(),
+        json.dumps(text)[1:-1],
+        text[place:],
+        text[:place],
+        text[:place] + strange + text[place:],
+        text.replace(letter, strange),
+    ]
+    return draw(st.sampled_from(ways))
 
 
-@given(pieces)
-def test_what_a_rule_for_single_pieces_finds_is_one_and_as_long(text):
-    """So that a text without such a piece need not be searched."""
-    places = [(start, start + len(word)) for start, word in long_words(text)]
-    for kind, least, hints, pattern in RULES:
-        for match in pattern.finditer(text) if least else ():
-            assert len(match[0]) >= least, kind
-            assert any(start <= match.start() and match.end() <= end for start, end in places), kind
-            assert any(hint in match[0].lower() for hint in hints), kind
+texts = st.lists(altered() | st.sampled_from(BETWEEN) | st.text(max_size=4), max_size=8)
+
+
+def tried_in_full(text):
+    """Scrub *text* with every rule and form, whether anything tells of it or not."""
+    for _ in range(MOST_PASSES):
+        before = text
+        for kind, pattern in RULES:
+            text = pattern.sub(partial(_marked, kind), text)
+        text = without_vendor_secrets(text, forms())
+        text = _without_key_tails(text, {KEY_END})
+        text = ASSIGNMENT.sub(_marked_assignment, text)
+        if text == before:
+            break
+    return text
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts.map("".join))
+def test_what_nothing_tells_of_is_not_there(text):
+    """Trying only what is suspected finds as much as trying all there is."""
+    assert scrub_text(text) == tried_in_full(text)
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=ascii)
+def test_letters_of_all_the_world_hide_no_secret(strange):
+    """In place of spaces, and of letters that they match, in whatever case."""
+    for text, _ in WHOLE[:100] + WHOLE[100::10]:
+        for letter in " sSkKiI1":
+            if letter in text:
+                changed = text.replace(letter, strange)
+                assert scrub_text(changed) == tried_in_full(changed)
 
 
 def test_ids_and_names_are_left_alone_at_once():
