@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 from claude_files import Claude
 
@@ -11,6 +15,8 @@ from tracebridge.settings import read_settings
 from tracebridge.store import FILE, DamagedStoreError, Store
 from tracebridge.testing.receiver import Answer, Receiver
 from tracebridge.watch import watch_once
+
+OLD_STORE = Path(__file__).with_name("faults") / "store_version_1.sql"
 
 
 @pytest.fixture
@@ -72,6 +78,17 @@ def test_a_changed_byte_in_the_outbox_is_not_sent(home, tmp_path, receiver):
     receiver.rule = lambda _: Answer()
     assert watch_once(read_settings())
     assert len(receiver.spans) == 2
+
+
+def test_what_waited_in_an_older_store_is_told_anew(home, receiver):
+    """Its outbox had other rows; no span is lost, though its bytes may be those of today."""
+    home.mkdir(mode=0o700)
+    with closing(sqlite3.connect(home / FILE)) as database:
+        database.executescript(OLD_STORE.read_text())
+        waiting = set(database.execute("SELECT trace_id, span_id FROM outbox"))
+    salvage(home)
+    assert watch_once(read_settings())
+    assert waiting <= {(span.trace_id, span.span_id) for span in receiver.spans}
 
 
 def test_sessions_of_an_unreadable_store_are_found(home, tmp_path, receiver):

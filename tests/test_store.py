@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from zlib import crc32
 
 import pytest
 
@@ -29,7 +31,7 @@ from tracebridge.model import (
     Turn,
     TurnState,
 )
-from tracebridge.store import FILE, MIGRATIONS, Store, StoreError
+from tracebridge.store import FILE, MIGRATIONS, DamagedStoreError, Store, StoreError
 
 RESOURCE = (("service.name", "claude-code"),)
 
@@ -120,7 +122,7 @@ def test_a_store_of_an_older_version_is_brought_up_to_date(home, monkeypatch):
     with Store(home) as store, store.transaction():
         store.add_sightings([sighting()])
     newer = (*MIGRATIONS, "CREATE TABLE later (x); INSERT INTO later VALUES (1);")
-    monkeypatch.setattr("tracebridge.store.MIGRATIONS", newer)
+    monkeypatch.setattr("tracebridge.store.tables.MIGRATIONS", newer)
     for _ in range(2):
         with Store(home) as store:
             assert store.sightings("claude-code", "s") == [sighting()]
@@ -132,7 +134,7 @@ def test_a_migration_that_fails_changes_nothing(home, monkeypatch):
     Store(home).close()
     broken = (*MIGRATIONS, "CREATE TABLE later (x); CREATE TABLE later (x);")
     with monkeypatch.context() as patch:
-        patch.setattr("tracebridge.store.MIGRATIONS", broken)
+        patch.setattr("tracebridge.store.tables.MIGRATIONS", broken)
         with pytest.raises(StoreError, match="already exists"):
             Store(home)
     with Store(home) as store:
@@ -325,6 +327,168 @@ def test_what_a_sink_refuses_is_kept_out_of_the_way(store):
     assert (row.waiting, row.refused, row.sent, row.last_error) == (1, 1, 0, "too odd")
 
 
+def test_what_a_sink_takes_of_a_turn_goes_and_the_rest_waits(store):
+    """Some acknowledged, some refused: the others are offered again, in order and as they were."""
+    turn = make_turn()
+    tell(store, turn, spans_of(turn, *"abcdef"))
+    other = make_turn("other")
+    tell(store, other, spans_of(other, "x"))
+    due = store.due("a", 0, 100)
+    store.acknowledge("a", [due[1].span_id, due[3].span_id])
+    store.refuse("a", [due[0].span_id, due[7].span_id], "too odd")
+    left = [due[2], *due[4:7], due[8]]
+    assert store.due("a", 0, 100) == left
+    (row,) = store.sinks()
+    assert (row.waiting, row.refused, row.sent) == (5, 2, 2)
+    assert store.undelivered(turn.trace_id) == {"a": "too odd"}
+    store.acknowledge("a", [span.span_id for span in left])
+    assert (store.due("a", 0, 100), store.waiting()) == ([], 0)
+    store.offer(turn.trace_id, [(due[0].span_id, due[0].data)], RESOURCE, ["a"])
+    assert store.waiting() == 0
+
+
+def test_a_span_waits_once(store):
+    """What is offered again while it waits is not put there a second time."""
+    turn = make_turn()
+    encoded = [(span.span_id, encode_span(span)) for span in spans_of(turn, "x", "y")]
+    store.offer(turn.trace_id, encoded[:2], RESOURCE, ["a"])
+    store.offer(turn.trace_id, [*encoded, encoded[0]], RESOURCE, ["a", "b"])
+    assert [(span.span_id, span.data) for span in store.due("a", 0, 100)] == encoded
+    assert [(span.span_id, span.data) for span in store.due("b", 0, 100)] == encoded
+
+
+def test_spans_of_one_id_in_two_traces_are_two(store):
+    """What is acknowledged once is gone once."""
+    outbox_of(store, turns=3)
+    first, second, third = store.due("s", 0, 100)
+    assert first.span_id == second.span_id
+    store.acknowledge("s", [first.span_id])
+    assert store.due("s", 0, 100) == [second, third]
+    store.acknowledge("s", [second.span_id, third.span_id])
+    assert store.due("s", 0, 100) == []
+
+
+def test_what_was_acknowledged_in_vain_is_no_harm(store):
+    """Spans that wait no more, or never did."""
+    turn = make_turn()
+    tell(store, turn, spans_of(turn, "x"))
+    due = store.due("a", 0, 100)
+    store.acknowledge("a", ["f" * 16, due[0].span_id, due[0].span_id])
+    assert store.due("a", 0, 100) == due[1:]
+
+
+def test_a_turn_of_any_size_is_delivered_in_order(store):
+    """Many spans, large ones and empty ones, a few at a time."""
+    turn = make_turn()
+    sizes = random.Random(1).choices((0, 1, 3000, 700_000), (1, 5, 50, 1), k=1000)
+    offered = [(f"{n:016x}", random.Random(n).randbytes(size)) for n, size in enumerate(sizes)]
+    store.offer(turn.trace_id, offered, RESOURCE, ["a"])
+    arrived = []
+    while due := store.due("a", 0, 300):
+        assert len(due) <= 300
+        took = due[: 1 + len(due) // 2]
+        arrived += [(span.span_id, span.data) for span in took]
+        store.acknowledge("a", [span.span_id for span in took])
+    assert arrived == offered
+
+
+def test_spans_that_say_the_same_take_little_room(store):
+    """They wait compressed, and come out as they were."""
+    turn = make_turn()
+    spans = spans_of(turn, *map(str, range(50)))
+    told = [replace(span, attributes={"text": "the same in each of them " * 20}) for span in spans]
+    tell(store, turn, told)
+    (stored,) = store._all("SELECT length(data) FROM outbox")
+    assert stored[0] < sum(len(encode_span(span)) for span in told) / 5
+    assert [span.data for span in store.due("a", 0, 100)] == [encode_span(span) for span in told]
+
+
+def test_what_was_delivered_is_not_in_the_file_any_more(home):
+    """Nor what a sink had no room for: its pages are free, and empty."""
+    with Store(home) as store:
+        outbox_of(store, turns=4, size=10_000)
+        due = store.due("s", 0, 100)
+        store.acknowledge("s", [due[0].span_id, due[1].span_id])
+        store.bound_outbox("s", 10_000)
+    content = (home / FILE).read_bytes()
+    assert [span.data[:50] in content for span in due] == [False] * 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data = zeroblob(length(data))",
+        "data = substr(data, 1, length(data) - 1)",
+        "checksum = checksum + 1",
+        "checksum = NULL, data = substr(data, 1, 9)",
+        "lengths = '[]'",
+        "lengths = '[['",
+        "lengths = 'null'",
+        "lengths = '[[1]]'",
+        "lengths = '[[\"a\", 1]]'",
+        "lengths = zeroblob(0)",
+        "resource = '{'",
+    ],
+)
+def test_damage_in_the_outbox_is_found(store, change):
+    """Whatever has changed, nothing else than what was told is given to a sink."""
+    turn = make_turn()
+    tell(store, turn, spans_of(turn, *"abcdefgh"))
+    store._db.execute(f"UPDATE outbox SET {change}")
+    with pytest.raises(DamagedStoreError):
+        store.due("a", 0, 100)
+
+
+def test_what_waits_can_be_put_differently(store):
+    """What is not said any more is dropped."""
+    turn = make_turn()
+    spans = spans_of(turn, "x", "y")
+    tell(store, turn, spans, sinks=("a", "b"))
+    before = store.due("b", 0, 100)
+    assert store.replace_waiting("a", turn.trace_id, {spans[2].span_id: b"less"}) == 2
+    (left,) = store.due("a", 0, 100)
+    assert (left.span_id, left.data) == (spans[2].span_id, b"less")
+    assert store.replace_waiting("a", turn.trace_id, {}) == 1
+    assert store.due("a", 0, 100) == []
+    assert store.due("b", 0, 100) == before
+
+
+# As versions 1 to 7 put a span into the outbox.
+OFFER_AS_BEFORE = """
+    INSERT INTO outbox (sink, span_id, trace_id, resource, data, refused, checksum) VALUES
+    (?, ?, ?, '[["service.name","claude-code"]]', ?, ?, ?)
+"""
+
+
+def test_spans_that_an_older_version_left_waiting_are_delivered(home, monkeypatch):
+    """In their order, byte for byte; what was refused stays refused."""
+    spans = [span for key in "tu" for span in spans_of(make_turn(key), "x", "y")]
+    with monkeypatch.context() as patch:
+        patch.setattr("tracebridge.store.tables.MIGRATIONS", MIGRATIONS[:7])
+        with Store(home) as old, old.transaction():
+            for number, span in enumerate(spans):
+                data = encode_span(span)
+                for sink, refused in (("a", None), ("b", "odd" if number == 1 else None)):
+                    # The first version kept no checksums.
+                    checksum = crc32(data) if number else None
+                    row = (sink, span.span_id, span.trace_id, data, refused, checksum)
+                    old._db.execute(OFFER_AS_BEFORE, row)
+    with Store(home) as store:
+        due = {sink: store.due(sink, 0, 100) for sink in "ab"}
+        assert [(s.trace_id, s.span_id, s.data, s.resource) for s in due["a"]] == [
+            (s.trace_id, s.span_id, encode_span(s), RESOURCE) for s in spans
+        ]
+        assert due["b"] == [due["a"][0], *due["a"][2:]]
+        assert [(row.waiting, row.refused) for row in store.sinks()] == [(6, 0), (5, 1)]
+        turn = make_turn("u")
+        late = spans_of(turn, "x", "late")
+        encoded = [(span.span_id, encode_span(span)) for span in late]
+        store.offer(turn.trace_id, encoded, RESOURCE, ["a"])
+        assert store.waiting() == 12
+        store.acknowledge("a", [span.span_id for span in due["a"]])
+        assert [span.data for span in store.due("a", 0, 100)] == [encode_span(late[1])]
+
+
 def test_a_postponed_sink_is_left_alone_until_its_time(store):
     """Or until somebody is in a hurry."""
     turn = make_turn()
@@ -469,7 +633,9 @@ def outbox_of(store, turns=10, size=1000):
         span = a_span(trace)
         with store.transaction():
             store.put_lone_span(span)
-            store.tell(trace, [(span.span_id, b"x" * size)], (), ["s"])
+            # What is all different takes as much room as it has bytes.
+            data = random.Random(number).randbytes(size)
+            store.tell(trace, [(span.span_id, data)], (), ["s"])
 
 
 def a_span(trace):

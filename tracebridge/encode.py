@@ -10,15 +10,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from struct import Struct
 from typing import Any, TypeAlias
-
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
-from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from tracebridge.model import AttributeValue, Span
 
@@ -36,8 +29,6 @@ _FIXED64, _DOUBLE = Struct("<Q"), Struct("<d")
 _BYTES = [bytes([number]) for number in range(0x80)]
 # How a length-delimited field of each number below 16 begins.
 _HEADS = [bytes([number << 3 | 2]) for number in range(16)]
-# A longer text hardly comes twice.
-_COMMON_LENGTH = 128
 _IDS = ("traceId", "spanId", "parentSpanId")
 
 
@@ -46,19 +37,19 @@ def encode_span(span: Span) -> bytes:
     if span.end_ns is None:
         raise ValueError(f"span {span.span_id} ({span.name}) is still open, so it cannot be sent")
     parent = span.sent_parent_span_id
-    # As the official exporters do, the status is there even where it is unset. Whether the parent
-    # is remote is left unsaid: a hook and a gateway are not one process.
+    # A span's own ids have 16 and 8 bytes. As the official exporters do, the status is there even where
+    # it is unset. Whether the parent is remote is left unsaid: a hook and a gateway are not one
+    # process.
     return b"".join(
         [
-            _field(1, bytes.fromhex(span.sent_trace_id)),
-            _field(2, bytes.fromhex(span.span_id)),
+            bytes.fromhex(f"0a10{span.sent_trace_id}1208{span.span_id}"),
             _field(4, bytes.fromhex(parent)) if parent else b"",
             _text(5, span.name),
             _number(6, span.kind),
             _fixed64(7, span.start_ns),
             _fixed64(8, span.end_ns),
             _attributes(9, span.attributes),
-            *(
+            *[
                 _field(
                     11,
                     _fixed64(1, event.time_ns)
@@ -66,16 +57,15 @@ def encode_span(span: Span) -> bytes:
                     + _attributes(3, event.attributes),
                 )
                 for event in span.events
-            ),
-            *(
+            ],
+            *[
                 _field(
                     13,
-                    _field(1, bytes.fromhex(link.trace_id))
-                    + _field(2, bytes.fromhex(link.span_id))
+                    bytes.fromhex(f"0a10{link.trace_id}1208{link.span_id}")
                     + _attributes(4, link.attributes),
                 )
                 for link in span.links
-            ),
+            ],
             _field(15, _text(2, span.status_message) + _number(3, span.status)),
             _SAMPLED,
         ]
@@ -84,19 +74,23 @@ def encode_span(span: Span) -> bytes:
 
 def export_request(groups: Groups) -> bytes:
     """Return an ExportTraceServiceRequest holding the encoded spans, each as the bytes it is."""
-    return b"".join(
-        _field(
-            1,
-            _field(1, _encoded_resource(resource))
-            + _field(
-                2, _field(1, _encoded_scope()) + b"".join(_field(2, span) for span in encoded_spans)
-            ),
-        )
-        for resource, encoded_spans in groups.items()
-    )
+    pieces = []
+    for resource, encoded_spans in groups.items():
+        about = _field(1, _encoded_resource(resource))
+        scope = _field(1, _encoded_scope())
+        spans = [piece for span in encoded_spans for piece in (_head(2, len(span)), span)]
+        scope_head = _head(2, len(scope) + sum(map(len, spans)))
+        length = len(about) + len(scope_head) + len(scope) + sum(map(len, spans))
+        # Put together once: each copy of a large batch costs as much as all that is around it.
+        pieces += [_head(1, length), about, scope_head, scope, *spans]
+    return b"".join(pieces)
 
 
 def is_intact(encoded_span: bytes) -> bool:
+    # Protobuf's own library is loaded where something is read; most commands only look.
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage  # noqa: PLC0415
+
     try:
         SpanMessage.FromString(encoded_span)
     except DecodeError:
@@ -106,6 +100,12 @@ def is_intact(encoded_span: bytes) -> bool:
 
 def to_json(groups: Groups) -> dict[str, Any]:
     """Return OTLP/JSON. Raise DecodeError where a span is not intact."""
+    # As in `is_intact`.
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (  # noqa: PLC0415
+        ExportTraceServiceRequest,
+    )
+
     request = ExportTraceServiceRequest.FromString(export_request(groups))
     # The standard mapping but for ids, which OTLP/JSON wants in hex and not in base64.
     document: dict[str, Any] = MessageToDict(request, use_integers_for_enums=True)
@@ -120,6 +120,9 @@ def to_json(groups: Groups) -> dict[str, Any]:
 @cache
 def package_version() -> str:
     """Return the version of tracebridge, or "" where it runs without having been installed."""
+    # As in `is_intact`: it takes as long as all else that is needed to look at the store.
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
     try:
         return version("tracebridge")
     except PackageNotFoundError:
@@ -127,21 +130,31 @@ def package_version() -> str:
 
 
 def _attributes(number: int, attributes: Mapping[str, AttributeValue]) -> bytes:
-    return b"".join(
-        [
-            _attribute(number, name, value)
-            if isinstance(value, str) and len(value) > _COMMON_LENGTH
-            else _common_attribute(number, name, value)
-            for name, value in attributes.items()
-        ]
-    )
+    # As text with a character for each byte, which Python puts together faster than bytes.
+    pieces: list[str] = []
+    for name, value in attributes.items():
+        if type(value) is str and value.isascii():
+            pieces += (_before_ascii(number, name, len(value)), value)
+        elif isinstance(value, str):
+            pieces.append(_attribute(number, name, value))
+        else:
+            pieces.append(_common_attribute(number, name, value))
+    return "".join(pieces).encode("latin-1")
 
 
-def _attribute(number: int, name: str, value: AttributeValue) -> bytes:
-    return _field(number, _text(1, name) + _field(2, _any_value(value)))
+@lru_cache(maxsize=1 << 14)
+def _before_ascii(number: int, name: str, length: int) -> str:
+    """Return all of an attribute but its value, a text of so many characters of ASCII."""
+    inside = _head(1, length)
+    before = _text(1, name) + _head(2, len(inside) + length) + inside
+    return (_head(number, len(before) + length) + before).decode("latin-1")
 
 
-# Session, customer and the like stand on each span of a turn. Typed, for True equals 1.
+def _attribute(number: int, name: str, value: AttributeValue) -> str:
+    return _field(number, _text(1, name) + _field(2, _any_value(value))).decode("latin-1")
+
+
+# Numbers, truths and short lists often come again. Typed, for True equals 1.
 _common_attribute = lru_cache(maxsize=4096, typed=True)(_attribute)
 
 
@@ -170,18 +183,18 @@ def _text(number: int, text: str) -> bytes:
 
 
 def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value) if value else b""
+    return _BYTES[number << 3] + _varint(value) if value else b""
 
 
 def _fixed64(number: int, time_ns: int) -> bytes:
-    value = min(max(time_ns, 0), _FIXED64_MAX)
-    return _varint(number << 3 | 1) + _FIXED64.pack(value) if value else b""
+    if time_ns <= 0:
+        return b""
+    return _BYTES[number << 3 | 1] + _FIXED64.pack(min(time_ns, _FIXED64_MAX))
 
 
 @cache
 def _encoded_scope() -> bytes:
-    scope = InstrumentationScope(name=SCOPE_NAME, version=package_version())
-    return scope.SerializeToString(deterministic=True)
+    return _text(1, SCOPE_NAME) + _text(2, package_version())
 
 
 @lru_cache(maxsize=64)
@@ -191,13 +204,16 @@ def _encoded_resource(resource: Resource) -> bytes:
 
 def _field(number: int, data: bytes) -> bytes:
     """Return *data* as a length-delimited protobuf field."""
-    length = len(data)
-    if length < 0x80:
-        return _HEADS[number] + _BYTES[length] + data
-    return _HEADS[number] + _varint(length) + data
+    return _head(number, len(data)) + data
+
+
+def _head(number: int, length: int) -> bytes:
+    return _HEADS[number] + _varint(length)
 
 
 def _varint(value: int) -> bytes:
+    if value <= 0x7F:
+        return _BYTES[value]
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -42,13 +42,13 @@ _TABLES: Mapping[str, str] = {
     "notes": "rowid",
     "counters": "rowid",
 }
-_OUTBOX_ROW = ("span_id", "trace_id", "resource", "data", "checksum")
+_OUTBOX_ROW = ("trace_id", "resource", "lengths", "checksum", "data")
 # SQLite has no checksums: what stands on a bad page may be anything.
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
     "sightings": lambda row: parse_sighting(row["body"]),
     "calls": lambda row: parse_call(row["body"]),
     "spans": lambda row: parse_span(row["body"]),
-    "outbox": lambda row: parse_outbox_row([row.get(name) for name in _OUTBOX_ROW]),
+    "outbox": lambda row: parse_outbox_row([row[name] for name in _OUTBOX_ROW]),
 }
 # Who was heard of, to be found even where no page can be read: the records are text in the file.
 _SESSION = re.compile(rb'"agent":"([a-z-]{1,40})","session_id":"((?:[^"\\]|\\.){1,200})"')

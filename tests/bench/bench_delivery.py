@@ -2,21 +2,24 @@
 
     python tests/bench/bench_delivery.py [--spans 5000] [--rounds 5] [--json FILE]
 
-Both have the same finished spans, with the same attributes, and count until the receiver, a process
-of its own, has acknowledged the last. Ours go by way of the outbox in SQLite: once with a commit, and
-so a wait for the disk, after each turn of twenty spans, as in life; once with one for all, as a
-backlog goes out. The SDK's are kept in memory, and lost if the process ends.
+Both have the same finished spans, those of a recorded turn of each of the four agents again and again,
+and count until the receiver, a process of its own, has acknowledged the last. Ours go by way of the
+outbox in SQLite: once with a commit, and so a wait for the disk, after each turn, as in life; once
+with one for all, as a backlog goes out. The SDK's are kept in memory, and lost if the process ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -25,16 +28,24 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from runner import Reach, tell
 
-from tracebridge.delivery import SPANS_PER_BATCH, deliver
-from tracebridge.encode import encode_span
-from tracebridge.model import Span, SpanKind
-from tracebridge.settings import read_settings
-from tracebridge.sinks import OutboxSpan, configured_sinks
-from tracebridge.spans import resource_of
-from tracebridge.store import Store
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
 
-COMMITS = {"tracebridge, a commit for each turn": 20, "tracebridge, a backlog": 1_000_000}
+from recorded_turns import recorded_turns  # noqa: E402  # needs the path above
+
+from tracebridge.delivery import SPANS_PER_BATCH, deliver  # noqa: E402
+from tracebridge.encode import encode_span  # noqa: E402
+from tracebridge.model import Span  # noqa: E402
+from tracebridge.settings import read_settings  # noqa: E402
+from tracebridge.sinks import OutboxSpan, configured_sinks  # noqa: E402
+from tracebridge.spans import resource_of  # noqa: E402
+from tracebridge.store import Store  # noqa: E402
+
+RECORDED = ("claude-code/tools", "codex-cli/tools", "gemini-cli/tools", "opencode/tools")
+# Turns per commit.
+COMMITS = {"tracebridge, a commit for each turn": 1, "tracebridge, a backlog": 1_000_000}
 IN_MEMORY = "tracebridge, without its outbox"
+IN_A_FILE = "the same, each turn first synced to a file"
 RECEIVER = """
 import asyncio
 
@@ -62,43 +73,48 @@ async def main():
 
 asyncio.run(main())
 """
-SPANS_PER_TURN = 20
 START_NS = 1_790_000_000_000_000_000
-# As many and as long as those of a real `chat` span.
-ATTRIBUTES = {f"tracebridge.attribute.{n}": f"value number {n} of this span" for n in range(30)} | {
-    f"gen_ai.usage.{n}": n * 1000 for n in range(8)
-}
+MINUTE_NS = 60_000_000_000
 
 
-def spans(count: int) -> list[Span]:
-    return [
-        Span(
-            trace_id=f"{n // SPANS_PER_TURN + 1:032x}",
-            span_id=f"{n + 1:016x}",
-            parent_span_id=None,
-            name="chat model",
-            kind=SpanKind.CLIENT,
-            start_ns=START_NS + n,
-            end_ns=START_NS + n + 1000,
-            attributes=ATTRIBUTES,
+def turns(count: int) -> list[list[Span]]:
+    """Return turns of so many spans in all."""
+    found: list[list[Span]] = []
+    missing = count
+    for number, (turn, spans) in enumerate(itertools.cycle(recorded_turns(*RECORDED))):
+        copy = list(copied(spans, number, START_NS + number * MINUTE_NS - turn.start_ns))
+        found.append(copy[:missing])
+        missing -= len(found[-1])
+        if not missing:
+            break
+    return found
+
+
+def copied(spans: Sequence[Span], number: int, by_ns: int) -> Iterator[Span]:
+    """Yield the same spans in a trace of their own at another time."""
+    for span in spans:
+        parent = span.parent_span_id
+        yield replace(
+            span,
+            trace_id=f"{number + 1:032x}",
+            span_id=f"{number + 1:08x}{span.span_id[:8]}",
+            parent_span_id=parent and f"{number + 1:08x}{parent[:8]}",
+            start_ns=span.start_ns + by_ns,
+            end_ns=(span.end_ns or span.start_ns) + by_ns,
         )
-        for n in range(count)
-    ]
 
 
-def ours(count: int, place: Path, *, per_commit: int) -> float:
+def ours(batch: Sequence[Sequence[Span]], place: Path, *, per_commit: int) -> float:
     """Return spans per second."""
     settings = read_settings({**os.environ, "TRACEBRIDGE_HOME": str(place)})
     (ready,) = configured_sinks(settings.env)
-    batch = spans(count)
+    count = sum(map(len, batch))
     with Store(place) as store:
         sink = ready.open()
         began = time.perf_counter()
-        for first in range(0, count, per_commit):
-            part = batch[first : first + per_commit]
+        for first in range(0, len(batch), per_commit):
             with store.transaction():
-                for place_in_part in range(0, len(part), SPANS_PER_TURN):
-                    turn = part[place_in_part : place_in_part + SPANS_PER_TURN]
+                for turn in batch[first : first + per_commit]:
                     store.offer(
                         turn[0].trace_id,
                         [(span.span_id, encode_span(span)) for span in turn],
@@ -112,45 +128,57 @@ def ours(count: int, place: Path, *, per_commit: int) -> float:
     return count / took
 
 
-def without_outbox(count: int, place: Path) -> float:
-    """Return spans per second of ours, kept in memory as the SDK's are: what the outbox costs."""
+def without_outbox(batch: Sequence[Sequence[Span]], place: Path, *, file: bool = False) -> float:
+    """Return spans per second of ours, kept in memory as the SDK's are: what the outbox costs.
+
+    With a *file*, each turn is appended to that and on the disk before any is sent: the floor of
+    whatever loses nothing.
+    """
     settings = read_settings({**os.environ, "TRACEBRIDGE_HOME": str(place)})
     (ready,) = configured_sinks(settings.env)
-    batch = spans(count)
     sink = ready.open()
+    waiting = []
     began = time.perf_counter()
-    resource = resource_of("claude-code", batch, settings.resource)
-    for first in range(0, count, SPANS_PER_BATCH):
-        part = [
-            OutboxSpan(
-                span_id=span.span_id,
-                trace_id=span.trace_id,
-                resource=resource,
-                data=encode_span(span),
-            )
-            for span in batch[first : first + SPANS_PER_BATCH]
-        ]
+    with (place / "waiting").open("wb", buffering=0) as journal:
+        for turn in batch:
+            resource = resource_of("claude-code", turn, settings.resource)
+            encoded = [
+                OutboxSpan(
+                    span_id=span.span_id,
+                    trace_id=span.trace_id,
+                    resource=resource,
+                    data=encode_span(span),
+                )
+                for span in turn
+            ]
+            waiting += encoded
+            if file:
+                journal.write(b"".join(span.data for span in encoded))
+                os.fdatasync(journal.fileno())
+    for first in range(0, len(waiting), SPANS_PER_BATCH):
+        part = waiting[first : first + SPANS_PER_BATCH]
         assert len(sink.send(part).acknowledged) == len(part)
     took = time.perf_counter() - began
     sink.close()
-    return count / took
+    return len(waiting) / took
 
 
-def theirs(count: int, endpoint: str) -> float:
+def theirs(batch: Sequence[Sequence[Span]], endpoint: str) -> float:
     """Return spans per second."""
+    spans = list(itertools.chain(*batch))
     provider = TracerProvider(resource=SdkResource.create({"service.name": "claude-code"}))
     exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces")
-    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=count + 1))
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=len(spans) + 1))
     tracer = provider.get_tracer("bench")
     began = time.perf_counter()
-    for n in range(count):
-        tracer.start_span("chat model", start_time=START_NS + n, attributes=ATTRIBUTES).end(
-            START_NS + n + 1000
+    for span in spans:
+        tracer.start_span(span.name, start_time=span.start_ns, attributes=span.attributes).end(
+            span.end_ns
         )
     assert provider.force_flush(120_000)
     took = time.perf_counter() - began
     provider.shutdown()
-    return count / took
+    return len(spans) / took
 
 
 def main() -> None:
@@ -163,16 +191,18 @@ def main() -> None:
     assert receiver.stdout is not None
     endpoint = f"http://127.0.0.1:{int(receiver.stdout.readline())}"
     os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
-    rates: dict[str, list[float]] = {name: [] for name in (*COMMITS, IN_MEMORY, "SDK")}
+    batch = turns(options.spans)
+    rates: dict[str, list[float]] = {name: [] for name in (*COMMITS, IN_MEMORY, IN_A_FILE, "SDK")}
     try:
         for number in range(options.rounds + 1):
             measured = {}
             for name, per_commit in COMMITS.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    measured[name] = ours(options.spans, Path(folder), per_commit=per_commit)
-            with tempfile.TemporaryDirectory() as folder:
-                measured[IN_MEMORY] = without_outbox(options.spans, Path(folder))
-            measured["SDK"] = theirs(options.spans, endpoint)
+                    measured[name] = ours(batch, Path(folder), per_commit=per_commit)
+            for name, file in {IN_MEMORY: False, IN_A_FILE: True}.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    measured[name] = without_outbox(batch, Path(folder), file=file)
+            measured["SDK"] = theirs(batch, endpoint)
             # The first is for imports and caches.
             for name, rate in measured.items() if number else ():
                 rates[name].append(rate)
@@ -182,11 +212,13 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in rates.items()}
     ratios = {name: rate / median["SDK"] for name, rate in median.items()}
     for name, rate in median.items():
-        sys.stdout.write(f"{name:36} {rate:9.0f} spans/s {ratios[name]:6.2f}x\n")
+        sys.stdout.write(f"{name:42} {rate:9.0f} spans/s {ratios[name]:6.2f}x\n")
     reaches = [
         Reach(f"{name} / SDK", ratios[name], at_least=4 if name in COMMITS else None)
-        for name in (*COMMITS, IN_MEMORY)
+        for name in (*COMMITS, IN_MEMORY, IN_A_FILE)
     ]
+    each_turn = next(iter(COMMITS))
+    reaches.append(Reach(f"{each_turn} / {IN_A_FILE}", median[each_turn] / median[IN_A_FILE]))
     tell(reaches, {"spans_per_second": median}, options.json)
 
 

@@ -50,6 +50,8 @@ class Database:
             self._use_wal()
             # A spool file is deleted after the commit: the commit must be on the disk.
             self.execute("PRAGMA synchronous = FULL")
+            # What was delivered or forgotten would stay in free pages; not every build has it on.
+            self.execute("PRAGMA secure_delete = ON")
         except BaseException:
             self.close()
             raise

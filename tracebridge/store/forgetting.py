@@ -128,7 +128,6 @@ class Forgetting(Sightings):
         """
         known = any(s.source is not Source.GATEWAY for s in self.sightings(agent, session_id))
         if not known:
-            self._db.execute("PRAGMA secure_delete = ON")
             self.forget_session(session_id)
         with self.transaction():
             self._db.execute(

@@ -31,6 +31,8 @@ else:
 
 # Id and encoding of a span.
 Encoded: TypeAlias = tuple[str, bytes]
+# How many spans; their ids and lengths; a checksum of what follows; all of their bytes.
+Packed: TypeAlias = tuple[int, bytes, int, bytes]
 
 # Longer than any sink is left alone: a later time was written by a clock that has been corrected.
 LONGEST_POSTPONEMENT_NS = 2 * 3600 * 1_000_000_000
@@ -64,7 +66,9 @@ class Outbox(Tables):
         sinks: Iterable[str],
     ) -> None:
         """Put spans into the outbox of each sink, but for those that wait there already."""
-        spans = list(spans)
+        spans = list(dict(spans).items())
+        shared = orjson.dumps(resource)
+        rows = [_packed(portion) for portion in _portions(spans)]
         for sink in sinks:
             waiting = {
                 span_id
@@ -73,23 +77,22 @@ class Outbox(Tables):
                 )
                 for span_id in self._parsed(_span_ids, lengths)
             }
-            new = [span for span in spans if span[0] not in waiting] if waiting else spans
-            for portion in _portions(new):
-                self._insert(sink, trace_id, orjson.dumps(resource), portion)
+            if waiting:
+                new = [span for span in spans if span[0] not in waiting]
+                own = [_packed(portion) for portion in _portions(new)]
+            else:
+                own = rows
+            for packed in own:
+                self._insert(sink, trace_id, shared, packed)
 
     def _insert(
-        self,
-        sink: str,
-        trace_id: str,
-        resource: bytes,
-        spans: Sequence[Encoded],
-        refused: str | None = None,
+        self, sink: str, trace_id: str, resource: bytes, packed: Packed, refused: str | None = None
     ) -> None:
         self._db.execute(
             "INSERT INTO outbox"
             " (sink, trace_id, resource, refused, spans, lengths, checksum, data)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (sink, trace_id, resource, refused, *_packed(spans)),
+            (sink, trace_id, resource, refused, *packed),
         )
 
     @contextmanager
@@ -148,17 +151,19 @@ class Outbox(Tables):
     def _take_out(self, sink: str, span_ids: Iterable[str], refused: str | None = None) -> None:
         """Let spans wait no more: they are gone, or kept as *refused*."""
         # Two traces may have a span of the same id; what is said once is said of one.
-        left = Counter(span_ids)
+        wanted = Counter(span_ids)
+        missing = wanted.total()
         rows = []
         for row_id, lengths in self._db.each(
             "SELECT id, lengths FROM outbox WHERE sink = ? AND refused IS NULL ORDER BY id", (sink,)
         ):
             waiting = self._parsed(_span_ids, lengths)
-            if taken := {span_id for span_id in waiting if span_id in left}:
+            if taken := {span_id for span_id in waiting if wanted.get(span_id)}:
                 rows.append((row_id, taken, len(taken) == len(waiting)))
-                left -= Counter(taken)
+                wanted.subtract(taken)
+                missing -= len(taken)
             # What is taken out is mostly what comes first.
-            if not left:
+            if not missing:
                 break
         for row_id, taken, is_whole in rows:
             if not is_whole:
@@ -177,7 +182,7 @@ class Outbox(Tables):
         self._put_in_place(row_id, [span for span in spans if span[0] not in taken])
         if refused is not None:
             out = [span for span in spans if span[0] in taken]
-            self._insert(sink, trace_id, resource, out, refused)
+            self._insert(sink, trace_id, resource, _packed(out), refused)
 
     def _put_in_place(self, row_id: int, spans: Sequence[Encoded]) -> None:
         self._db.execute(
@@ -228,10 +233,8 @@ class Outbox(Tables):
 
         They stay in the store, to be shown and exported, as long as all turns do.
         """
-        size = int(
-            self._one("SELECT coalesce(sum(length(data)), 0) FROM outbox WHERE sink = ?", (sink,))[
-                0
-            ]
+        (size,) = self._one(
+            "SELECT coalesce(sum(length(data)), 0) FROM outbox WHERE sink = ?", (sink,)
         )
         if size <= limit_bytes:
             return 0
@@ -253,7 +256,8 @@ class Outbox(Tables):
 
     def sinks(self) -> list[SinkRow]:
         rows = self._all(
-            "SELECT name, (SELECT coalesce(sum(spans), 0) FROM outbox WHERE sink = name AND refused IS NULL),"
+            "SELECT name,"
+            " (SELECT coalesce(sum(spans), 0) FROM outbox WHERE sink = name AND refused IS NULL),"
             " (SELECT coalesce(sum(spans), 0) FROM outbox WHERE sink = name AND refused IS NOT NULL),"
             " sent, due_ns, last_success_ns, last_error_ns, last_error"
             " FROM (SELECT name FROM sinks UNION SELECT DISTINCT sink FROM outbox) AS known"
@@ -306,8 +310,7 @@ def _portions(spans: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
         yield spans[first:]
 
 
-def _packed(spans: Sequence[Encoded]) -> tuple[int, bytes, int, bytes]:
-    """Return the number of spans, their ids and lengths, a checksum, and all of their bytes."""
+def _packed(spans: Sequence[Encoded]) -> Packed:
     lengths = orjson.dumps([(span_id, len(data)) for span_id, data in spans])
     data = b"".join([data for _, data in spans])
     # Spans of a turn say the same again and again: most of the writing is saved.

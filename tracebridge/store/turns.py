@@ -110,7 +110,7 @@ class Turns(Outbox):
         trace_id: str,
         spans: Iterable[tuple[str, bytes]],
         resource: tuple[tuple[str, str], ...],
-        sinks: Iterable[str],
+        sinks: Sequence[str],
         reduced: Mapping[str, Mapping[str, bytes]] | None = None,
         *,
         is_all: bool = True,
@@ -122,19 +122,17 @@ class Turns(Outbox):
         They must have been put here before; from now on they never change. Return how many
         were new.
         """
-        untold = {
-            span_id
-            for (span_id,) in self._all(
-                "SELECT span_id FROM spans WHERE trace_id = ? AND told = 0", (trace_id,)
-            )
-        }
+        untold = self.untold(trace_id)
         new = [(span_id, data) for span_id, data in spans if span_id in untold]
-        for sink in sinks:
-            own = (reduced or {}).get(sink)
-            offered = new if own is None else [(i, own[i]) for i, _ in new if i in own]
-            self.offer(trace_id, offered, resource, [sink])
+        own = {sink: data for sink, data in (reduced or {}).items() if sink in sinks}
+        self.offer(trace_id, new, resource, [sink for sink in sinks if sink not in own])
+        for sink, data in own.items():
+            less = [(span_id, data[span_id]) for span_id, _ in new if span_id in data]
+            self.offer(trace_id, less, resource, [sink])
         if len(new) == len(untold):
-            self._db.execute("UPDATE spans SET told = 1 WHERE trace_id = ? AND told = 0", (trace_id,))
+            self._db.execute(
+                "UPDATE spans SET told = 1 WHERE trace_id = ? AND told = 0", (trace_id,)
+            )
         else:
             self._db.executemany(
                 "UPDATE spans SET told = 1 WHERE trace_id = ? AND span_id = ?",
