@@ -27,6 +27,7 @@ from tracebridge.agents import agents, identify_call, telemetry
 from tracebridge.fields import count_of, dict_of, dicts_in, text_of
 from tracebridge.model import CallIdentity, GatewayCall, Usage
 from tracebridge.response_ids import provider_id
+from tracebridge.suspicion import Suspicion
 
 SECOND_NS = 1_000_000_000
 LATEST_NS = 2**63
@@ -82,6 +83,17 @@ _HEADERS = "metadata.requester_custom_headers"
 _HEADER_PREFIX = "http.request.header."
 _USAGE_OBJECT = "metadata.usage_object"
 _END_USER = ("metadata.user_api_key_end_user_id", "litellm.metadata.user_api_key_end_user_id")
+_RESPONSE_ID = ("gen_ai.response.id", "llm.response.id")
+_CALLER_FACTS = {
+    *("gen_ai.operation.name", "openinference.span.kind", _HEADERS),
+    *_REQUEST_MODEL,
+    *_RESPONSE_MODEL,
+    *_RESPONSE_ID,
+    *_INPUT,
+    *_OUTPUT,
+    *_END_USER,
+    *_LOG_IDS,
+}
 
 # By these a backend counts a model call, its tokens or its cost; all of that stands on our chat.
 _COUNTED = re.compile(
@@ -219,9 +231,21 @@ def calls_in(fragment: Fragment) -> dict[str, GatewayCall]:
     }
 
 
-def caller_in(span: Span) -> tuple[CallIdentity | None, str | None] | None:
-    """Return who made the call that *span* tells of, and the id of its answer; None for no call."""
-    facts = attributes_of(span.attributes)
+def tells_of_caller(name: str) -> bool:
+    """Say whether `caller_in` looks at attributes of this name."""
+    return name in _CALLER_FACTS or name.startswith(_HEADER_PREFIX)
+
+
+def is_count(name: str) -> bool:
+    """Say whether `caller_in` asks of attributes of this name only whether they are there."""
+    return name in _INPUT or name in _OUTPUT
+
+
+def caller_in(facts: dict[str, Any]) -> tuple[CallIdentity | None, str | None] | None:
+    """Return who made the call that a span tells of, and the id of its answer; None for no call.
+
+    *facts* are the span's attributes, at least those that `tells_of_caller` names.
+    """
     return (_identity(facts), _response_id(facts)) if _is_call(facts) else None
 
 
@@ -273,28 +297,43 @@ def nest(
 
 def scrub(spans: Iterable[ForeignSpan], scrubbed: Callable[[str], str]) -> None:
     """Take out what is secret, whatever the content level; *scrubbed* knows secrets by their look."""
-
-    def clean(text: str) -> str:
-        return scrubbed(_SECRET_IN_TEXT.sub(r"\1'[secret removed]'", text))
-
     resources = {}
     for each in spans:
         span = each.span
         resources[id(each.resource)] = each.resource
-        span.name = clean(span.name)
-        span.status.message = clean(span.status.message)
-        bearers: list[Any] = [span, *span.events, *span.links]
+        span.name = _clean(span.name, scrubbed)
+        span.status.message = _clean(span.status.message, scrubbed)
         for event in span.events:
-            event.name = clean(event.name)
+            event.name = _clean(event.name, scrubbed)
+        bearers: list[Any] = [span, *span.events, *span.links]
         for bearer in bearers:
-            _keep(bearer.attributes, lambda name, _: not _SECRET_HEADER.fullmatch(name))
-            for attribute in bearer.attributes:
-                if attribute.key in _END_USER:
-                    attribute.value.string_value = _session_only(attribute.value.string_value)
-                _change_texts(attribute.value, clean)
+            scrub_attributes(bearer.attributes, scrubbed)
     for resource in resources.values():
         for attribute in resource.attributes:
-            _change_texts(attribute.value, clean)
+            _change_texts(attribute.value, lambda text: _clean(text, scrubbed))
+
+
+def scrub_attributes(attributes: Any, scrubbed: Callable[[str], str]) -> None:
+    """Do to the attributes of a span what `scrub` does."""
+    _keep(attributes, lambda name, _: not _SECRET_HEADER.fullmatch(name))
+    for attribute in attributes:
+        if attribute.key in _END_USER and attribute.value.HasField("string_value"):
+            attribute.value.string_value = _session_only(attribute.value.string_value)
+        _change_texts(attribute.value, lambda text: _clean(text, scrubbed))
+
+
+def _clean(text: str, scrubbed: Callable[[str], str]) -> str:
+    if not text:
+        return text
+    # Tried on every text, the pattern would be slower than all else.
+    if _suspicion().of(text):
+        text = _SECRET_IN_TEXT.sub(r"\1'[secret removed]'", text)
+    return scrubbed(text)
+
+
+@cache
+def _suspicion() -> Suspicion[str]:
+    return Suspicion({"header": _SECRET_IN_TEXT.pattern})
 
 
 def reduce(span: Span, longest: int | None) -> None:
@@ -388,9 +427,9 @@ def _call(foreign: ForeignSpan, facts: dict[str, Any], parent: str | None) -> Ga
 
 
 def _response_id(facts: Mapping[str, Any]) -> str | None:
-    told = _text(facts, ("gen_ai.response.id", "llm.response.id"))
+    told = _text(facts, _RESPONSE_ID)
     # LiteLLM's pass-through routes put their own id there.
-    own = {facts.get(name) for name in _LOG_IDS}
+    own = [facts.get(name) for name in _LOG_IDS]
     return None if told is None or told in own else provider_id(told)
 
 
@@ -417,8 +456,8 @@ def _identity(facts: Mapping[str, Any]) -> CallIdentity | None:
             first = value[0] if isinstance(value, list) and value else value
             if isinstance(first, str):
                 headers[name.removeprefix(_HEADER_PREFIX).lower()] = first
-    body = {"metadata": {"user_id": _text(facts, _END_USER)}}
-    return identify_call(headers, body)
+    user = _text(facts, _END_USER)
+    return identify_call(headers, {"metadata": {"user_id": user}}) if headers or user else None
 
 
 def _literal(text: object) -> dict[Any, Any]:
@@ -549,8 +588,9 @@ def _is_metadata(name: str, value: AnyValue) -> bool:
 def _change_texts(value: AnyValue, change: Callable[[str], str]) -> None:
     kind = value.WhichOneof("value")
     if kind == "string_value":
-        changed = change(value.string_value)
-        if changed != value.string_value:
+        text = value.string_value
+        changed = change(text)
+        if changed != text:
             value.string_value = changed
     elif kind == "array_value":
         for each in value.array_value.values:
@@ -602,8 +642,11 @@ def _agent_services() -> frozenset[str]:
 
 
 def _text(facts: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    values = (facts.get(name) for name in names)
-    return next((value for value in values if isinstance(value, str) and value), None)
+    for name in names:
+        value = facts.get(name)
+        if value and isinstance(value, str):
+            return value
+    return None
 
 
 def _number(facts: Mapping[str, Any], names: Iterable[str]) -> int | None:

@@ -168,12 +168,17 @@ def test_what_others_wrote_into_redis_is_no_place(redis):
 
     async def main() -> None:
         index = RedisIndex(redis.url)
-        assert await index.find([TRACE, OTHER], []) == ({}, {})
+        assert await index.find([TRACE, OTHER, *more], []) == ({}, {})
+        assert await index.settle({more[0]: HERE}) == {more[0]: HERE}
         await index.close()
+
+    more = ["3" * 32, "4" * 32]
 
     with client.Redis.from_url(redis.url) as connection:
         connection.set(f"{PREFIX}trace:{TRACE}", b"\xff\xfe")
         connection.set(f"{PREFIX}trace:{OTHER}", b"one two three four")
+        connection.set(f"{PREFIX}trace:{more[0]}", b"a b\nc d e")
+        connection.rpush(f"{PREFIX}trace:{more[1]}", "a list")
     asyncio.run(main())
 
 

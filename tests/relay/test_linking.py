@@ -22,7 +22,7 @@ from tests.relay.conftest import (
 )
 from tracebridge.ids import root_span_id, span_id
 from tracebridge.relay.rules import Rules
-from tracebridge.relay.wire import encoded_varint
+from tracebridge.relay.wire import Resource, Scope, join
 from tracebridge.scrub import scrub_text
 from tracebridge.spans import Content
 
@@ -303,11 +303,8 @@ def test_spans_encoded_in_any_order_of_fields_are_understood(start_relay, receiv
     scope = request.resource_spans[0].scope_spans[0]
     turned = [_backwards(span) for span in scope.spans]
     del scope.spans[:]
-    whole = request.SerializeToString()
     # Behind each other, messages add up.
-    group = b"".join(b"\x12" + encoded_varint(len(each)) + each for each in turned)
-    scopes = b"\x12" + encoded_varint(len(group)) + group
-    whole += b"\x0a" + encoded_varint(len(scopes)) + scopes
+    whole = request.SerializeToString() + join([Resource(b"", [Scope(b"", turned)])])
     before = len(receiver.spans)
     assert post(relay.url, whole).status_code == 200
     again = {span.span_id: span for span in receiver.spans[before:]}

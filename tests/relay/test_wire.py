@@ -12,7 +12,16 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tests.relay.conftest import GatewayCall, keys, turn, watchers_request
 from tracebridge.relay.foreign import Reader
 from tracebridge.relay.rules import Rules
-from tracebridge.relay.wire import WireError, ids_of, join, spans_of, split
+from tracebridge.relay.wire import (
+    Resource,
+    Scope,
+    WireError,
+    cut,
+    ids_of,
+    join,
+    name_of,
+    split,
+)
 
 GOOD = watchers_request(turn(), "msg_1") + GatewayCall("msg_2", attributes=keys()).request()
 
@@ -21,11 +30,9 @@ def test_what_was_cut_up_is_the_same_when_it_is_put_together():
     """Byte for byte, and span for span as protobuf sees it."""
     resources = split(GOOD)
     assert join(resources) == GOOD
-    rebuilt = [resource.with_scopes(resource.scopes) for resource in resources]
-    assert join([each for each in rebuilt if each is not None]) == GOOD
     message = ExportTraceServiceRequest.FromString(GOOD)
     seen = [
-        (scope.name.decode(), span)
+        (name_of(scope.rest).decode(), span)
         for resource in resources
         for scope in resource.scopes
         for span in scope.spans
@@ -36,7 +43,7 @@ def test_what_was_cut_up_is_the_same_when_it_is_put_together():
         for scope in resource.scope_spans
         for span in scope.spans
     ]
-    assert [ids_of(span, 0, len(span)) for _, span in seen] == [
+    assert [ids_of(span) for _, span in seen] == [
         (span.trace_id, span.span_id)
         for resource in message.resource_spans
         for scope in resource.scope_spans
@@ -44,27 +51,20 @@ def test_what_was_cut_up_is_the_same_when_it_is_put_together():
     ]
 
 
-def test_requests_of_one_scope_alone_are_told_from_others():
-    """Where their spans lie is found without a copy; one of another scope is enough."""
-    ours = watchers_request(turn(), "msg_1", "msg_2")
-    places = spans_of(ours * 2, b"tracebridge")
-    assert places is not None
-    spans = [span for each in split(ours) for scope in each.scopes for span in scope.spans]
-    assert [(ours * 2)[start:end] for start, end in places] == spans * 2
-    assert spans_of(GOOD, b"tracebridge") is None
-    assert spans_of(b"", b"tracebridge") == []
-    # Spans before the scope that they are of, and spans of none.
-    span = b"\x12\x02\x08\x01"
-    for scope in (span + b"\x0a\x0d\x0a\x0btracebridge", span):
-        inner = b"\x12" + bytes([len(scope)]) + scope
-        assert spans_of(b"\x0a" + bytes([len(inner)]) + inner, b"tracebridge") is None
+def test_attributes_are_told_from_the_other_fields_of_a_span():
+    """Wherever they stand, whatever else there is."""
+    name, kind, first, second = b"\x2a\x01n", b"\x30\x01", b"\x0a\x01a", b"\x0a\x01b"
+    new = b"\x82\x06\x03new"
+    span = b"\x4a\x03" + first + name + b"\x4a\x03" + second + new + kind + b"\x4a\x00"
+    assert cut(span) == ([first, second, b""], name + new + kind)
 
 
 def test_what_has_no_spans_left_is_left_out():
     """Scopes and resources alike."""
     (ours, foreign) = split(GOOD)
-    assert ours.with_scopes([scope.with_spans([]) for scope in ours.scopes]) is None
-    assert foreign.with_scopes([]) is None
+    empty = [Scope(scope.rest, []) for scope in ours.scopes]
+    assert join([Resource(ours.rest, empty), Resource(foreign.rest, [])]) == b""
+    assert join([Resource(ours.rest, [*empty, *ours.scopes])]) == join([ours])
     assert split(b"") == []
 
 
@@ -77,9 +77,7 @@ def test_fields_of_the_future_are_kept():
     (found,) = split(request)
     assert found.rest == unknown
     assert found.scopes[0].rest == unknown
-    rebuilt = found.with_scopes(found.scopes)
-    assert rebuilt is not None
-    assert sorted(join([rebuilt])) == sorted(request)
+    assert sorted(join([found])) == sorted(request)
 
 
 @given(st.data())
@@ -101,8 +99,11 @@ def test_any_bytes_are_a_request_or_an_error(made_up):
 def _read(request: bytes) -> None:
     reader = Reader(Rules())
     with contextlib.suppress(WireError):
-        for start, end in spans_of(request, b"tracebridge") or ():
-            ids_of(request, start, end)
+        for resource in split(request):
+            for scope in resource.scopes:
+                name_of(scope.rest)
+                for span in scope.spans:
+                    ids_of(span)
     try:
         for resource in split(request):
             reader.clean_resource(resource.rest)

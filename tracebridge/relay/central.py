@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 from tracebridge.ids import root_span_id, span_id
 from tracebridge.model import Evidence
 from tracebridge.relay.backend import Answer, Backend, later
-from tracebridge.relay.foreign import ForeignSpan, Reader
+from tracebridge.relay.foreign import ForeignSpan, Move, Reader
 from tracebridge.relay.index import (
     NOWHERE,
     SEVERAL,
@@ -28,12 +30,14 @@ from tracebridge.relay.index import (
     IndexUnavailableError,
     Place,
 )
-from tracebridge.relay.wire import Resource, Scope, WireError, ids_of, join, spans_of, split, varint
+from tracebridge.relay.wire import Resource, Scope, WireError, ids_of, join, name_of, split
 from tracebridge.response_ids import provider_id
 
 OURS = b"tracebridge"
-# The attribute by which a watcher's `chat` span tells of its response, as far as its value.
+# The attribute by which a watcher's `chat` span tells of its response, as far as its value; and how
+# that goes on, as far as the text: a length, a kind, a length.
 _RESPONSE_ID = b"\x0a\x12gen_ai.response.id\x12"
+_BEFORE_TEXT = re.compile(rb"[\x80-\xff]?[\x00-\x7f]\x0a([\x80-\xff]?[\x00-\x7f])")
 _LOOK_SECONDS = 1.0
 # Between two lines on stderr about troubles of one kind.
 _TELL_SECONDS = 60.0
@@ -43,29 +47,30 @@ _MOST_UNLEARNED = 100_000
 
 
 @dataclass(slots=True)
-class _Item:
-    """A foreign span on its way."""
+class _Group:
+    """Spans of one scope on their way, with the fields that they share."""
 
-    span: ForeignSpan
     resource: bytes
     scope: bytes
-    # As it goes out; None while nobody knows where it belongs.
-    encoded: bytes | None = None
+    # One of both: as they came, and those that have to find their place.
+    ours: Sequence[bytes] = ()
+    foreign: Sequence[ForeignSpan] = ()
 
-    def alone(self) -> bytes:
-        """Return a request with this span only, to be held."""
-        scope = Scope(b"", self.scope, [self.span.unchanged()])
-        whole = Resource(b"", self.resource, ()).with_scopes([scope])
-        return join([whole] if whole is not None else [])
+    def going(self) -> Scope:
+        placed = [each.encoded for each in self.foreign if each.encoded is not None]
+        return Scope(self.scope, self.ours or placed)
+
+    def alone(self, span: ForeignSpan) -> bytes:
+        """Return a request with *span* only, to be held."""
+        return join([Resource(self.resource, [Scope(self.scope, [span.unchanged()])])])
 
 
 @dataclass(slots=True)
 class _Batch:
-    # Each with its scopes: as they came, or with the foreign spans that are in them.
-    resources: list[tuple[Resource, list[tuple[Scope, list[_Item] | None]]]] = field(
-        default_factory=list
-    )
-    foreign: dict[str, list[_Item]] = field(default_factory=lambda: defaultdict(list))
+    # By resource.
+    groups: list[list[_Group]] = field(default_factory=list)
+    # Foreign spans by their trace.
+    foreign: dict[bytes, list[ForeignSpan]] = field(default_factory=lambda: defaultdict(list))
     # Of response ids, and the traces of turns, that watchers' spans tell of.
     calls: dict[str, Place] = field(default_factory=dict)
     turns: set[str] = field(default_factory=set)
@@ -74,20 +79,23 @@ class _Batch:
     broken: list[str] = field(default_factory=list)
 
     def request(self) -> bytes:
-        going = []
-        for resource, scopes in self.resources:
-            if all(items is None for _, items in scopes):
-                going.append(resource)
-                continue
-            out = resource.with_scopes(
-                scope
-                if items is None
-                else scope.with_spans([i.encoded for i in items if i.encoded is not None])
-                for scope, items in scopes
-            )
-            if out is not None:
-                going.append(out)
-        return join(going)
+        return join(
+            Resource(groups[0].resource, [group.going() for group in groups])
+            for groups in self.groups
+        )
+
+    def lacking(self) -> list[Held]:
+        """Return the spans whose place is not known."""
+        spans: dict[bytes, dict[str, bytes]] = defaultdict(dict)
+        told: dict[bytes, set[str]] = defaultdict(set)
+        for group in chain.from_iterable(self.groups):
+            for each in group.foreign:
+                if each.encoded is None:
+                    spans[each.trace_id][each.span_id.hex()] = group.alone(each)
+                    told[each.trace_id].add(each.told.response_id)
+        return [
+            Held(trace.hex(), alone, sorted(told[trace] - {""})) for trace, alone in spans.items()
+        ]
 
 
 class Relay:
@@ -106,21 +114,14 @@ class Relay:
 
     async def take(self, request: bytes) -> Answer:
         """Pass on an ExportTraceServiceRequest. Raise WireError where it is none."""
-        batch = self._read(request)
+        batch = _Batch()
+        self._read_into(batch, request)
         await self._learn(batch.calls, batch.turns)
         try:
             evidence = await self._place(batch.foreign)
         except IndexUnavailableError as error:
             return self._trouble("index", later(str(error)))
-        waiting = [
-            Held(
-                trace,
-                {each.span.span_id.hex(): each.alone() for each in lacking},
-                sorted({i.span.told.response_id for i in lacking if i.span.told.response_id}),
-            )
-            for trace, items in batch.foreign.items()
-            if (lacking := [each for each in items if each.encoded is None])
-        ]
+        waiting = batch.lacking()
         # What is ours alone goes on as it came.
         going = batch.request() if batch.foreign or batch.broken else request
         answer = await self._backend.send(going) if going else Answer()
@@ -188,14 +189,10 @@ class Relay:
             self.last_trouble = f"a span that was held is damaged: {error}"
             return False
         evidence = await self._place(batch.foreign)
-        lacking = {
-            trace: NOWHERE
-            for trace, items in batch.foreign.items()
-            if any(each.encoded is None for each in items)
-        }
+        lacking = [each.trace_id for each in batch.lacking()]
         if lacking:
             # Others may have come to know it just now: what is in force counts.
-            await self._index.settle(lacking)
+            await self._index.settle(dict.fromkeys(lacking, NOWHERE))
             evidence = await self._place(batch.foreign)
         going = batch.request()
         answer = await self._backend.send(going) if going else Answer()
@@ -208,42 +205,37 @@ class Relay:
         self.counts.update(evidence)
         return True
 
-    def _read(self, request: bytes) -> _Batch:
-        batch = _Batch()
-        ours = spans_of(request, OURS)
-        if ours is None:
-            self._read_into(batch, request)
-        else:
-            batch.ours = len(ours)
-            _note_ours(request, ours, batch)
-        return batch
-
     def _read_into(self, batch: _Batch, request: bytes) -> None:
         for resource in split(request):
-            scopes: list[tuple[Scope, list[_Item] | None]] = []
-            clean: bytes | None = None
+            groups = []
+            rest = resource.rest
+            if any(name_of(scope.rest) != OURS for scope in resource.scopes):
+                # What is ours alone is sent as it came.
+                rest = self._reader.clean_resource(rest)
             for scope in resource.scopes:
-                if scope.name == OURS:
-                    scopes.append((scope, None))
+                if name_of(scope.rest) == OURS:
+                    groups.append(_Group(rest, scope.rest, ours=scope.spans))
                     batch.ours += len(scope.spans)
-                    for span in scope.spans:
-                        _note_ours(span, [(0, len(span))], batch)
-                    continue
-                clean = self._reader.clean_resource(resource.rest)
-                rest = self._reader.clean_scope(scope.rest)
-                items: list[_Item] = []
-                for span in scope.spans:
-                    try:
-                        item = _Item(self._reader.read(span), clean, rest)
-                    except WireError as error:
-                        batch.broken.append(str(error))
-                        continue
-                    items.append(item)
-                    batch.foreign[item.span.trace_id.hex()].append(item)
-                scopes.append((Scope(scope.name, rest, ()), items))
-            # What is ours is sent as it came.
-            whole = resource if clean is None else Resource(b"", clean, ())
-            batch.resources.append((whole, scopes))
+                    _note_ours(scope.spans, batch)
+                else:
+                    foreign = self._read_foreign(batch, scope.spans)
+                    clean = self._reader.clean_scope(scope.rest)
+                    groups.append(_Group(rest, clean, foreign=foreign))
+            if groups:
+                batch.groups.append(groups)
+
+    def _read_foreign(self, batch: _Batch, spans: Iterable[bytes]) -> list[ForeignSpan]:
+        found = []
+        read, by_trace = self._reader.read, batch.foreign
+        for span in spans:
+            try:
+                foreign = read(span)
+            except WireError as error:
+                batch.broken.append(str(error))
+                continue
+            found.append(foreign)
+            by_trace[foreign.trace_id].append(foreign)
+        return found
 
     async def _learn(self, calls: Mapping[str, Place], turns: Iterable[str]) -> None:
         if not calls and not turns:
@@ -257,15 +249,16 @@ class Relay:
             room = _MOST_UNLEARNED - len(self._unlearned)
             self._unlearned.update(list(calls.items())[: max(room, 0)])
 
-    async def _place(self, foreign: Mapping[str, Sequence[_Item]]) -> Counter[str]:
+    async def _place(self, foreign: Mapping[bytes, Sequence[ForeignSpan]]) -> Counter[str]:
         """Encode the spans whose place is known; return how many, by evidence."""
-        parts = {trace: _parts(items) for trace, items in foreign.items()}
+        parts = {trace.hex(): _parts(spans) for trace, spans in foreign.items()}
         own = {trace: [_place_by_keys(part) for part in parts[trace]] for trace in parts}
         unknown = [trace for trace, places in own.items() if None in places]
         calls: dict[str, Place] = {}
         wholes: dict[str, Place] = {}
         if unknown:
-            asked = {i.span.told.response_id for trace in unknown for i in foreign[trace]} - {""}
+            spans = chain.from_iterable(chain.from_iterable(parts[trace] for trace in unknown))
+            asked = {each.told.response_id for each in spans} - {""}
             wholes, calls = await self._index.find(unknown, sorted(asked))
             for trace in unknown:
                 own[trace] = [
@@ -310,16 +303,21 @@ class Relay:
             self._trouble("index", later(str(error)))
         return {**new, **dict.fromkeys(divided, SEVERAL)}
 
-    def _encode(self, part: Sequence[_Item], place: Place, calls: Mapping[str, Place]) -> None:
+    def _encode(
+        self, part: Sequence[ForeignSpan], place: Place, calls: Mapping[str, Place]
+    ) -> None:
+        if not place.trace_id:
+            for each in part:
+                each.encoded = each.marked(self._reason)
+            return
+        placed = Move(part[0].trace_id, place).placed
         for each in part:
-            told = each.span.told
-            if not place.trace_id:
-                each.encoded = each.span.marked(self._reason)
-                continue
+            told = each.told
             # A call that no watcher tells of is counted here or nowhere.
-            has_chat = bool(told.response_id) and not told.is_side_call
-            counted = told.is_call and not has_chat and told.response_id not in calls
-            each.encoded = each.span.placed(place, counted=counted)
+            counted = told.is_call and (
+                (not told.response_id or told.is_side_call) and told.response_id not in calls
+            )
+            each.encoded = placed(each, counted=counted)
 
     def _trouble(self, kind: str, answer: Answer) -> Answer:
         self.counts[f"trouble with the {kind}"] += 1
@@ -334,18 +332,18 @@ class Relay:
         return answer
 
 
-def _note_ours(request: bytes, places: Iterable[tuple[int, int]], batch: _Batch) -> None:
-    """Take from watchers' spans, which lie at *places*, whose the calls are."""
+def _note_ours(spans: Iterable[bytes], batch: _Batch) -> None:
+    """Take from watchers' spans whose the calls are."""
     turns: set[bytes] = set()
-    for start, end in places:
+    for span in spans:
         try:
-            trace_id, own_id = ids_of(request, start, end)
+            trace_id, own_id = ids_of(span)
         except WireError:
             # As it came it goes on; the backend may say what it thinks of it.
             continue
         turns.add(trace_id)
-        place = request.find(_RESPONSE_ID, start, end)
-        if place >= 0 and (told := _text_after(request, place + len(_RESPONSE_ID), end)):
+        place = span.find(_RESPONSE_ID)
+        if place >= 0 and (told := _text_after(span, place + len(_RESPONSE_ID))):
             # A gateway in between may have wrapped it, for the agent that told the watcher of it.
             batch.calls[provider_id(told)] = Place(
                 trace_id.hex(), own_id.hex(), Evidence.RESPONSE_ID.value
@@ -353,22 +351,19 @@ def _note_ours(request: bytes, places: Iterable[tuple[int, int]], batch: _Batch)
     batch.turns.update(map(bytes.hex, turns))
 
 
-def _text_after(request: bytes, place: int, end: int) -> str:
+def _text_after(span: bytes, place: int) -> str:
     """Return the text of an AnyValue whose length stands at *place*; "" for anything else."""
-    try:
-        _, start = varint(request, place, end)
-        if request[start : start + 1] != b"\x0a":
-            return ""
-        length, start = varint(request, start + 1, end)
-    except WireError:
+    found = _BEFORE_TEXT.match(span, place)
+    if found is None:
         return ""
-    return request[start : min(start + length, end)].decode("utf-8", "replace")
+    length = found[1][0] if len(found[1]) == 1 else found[1][0] & 0x7F | found[1][1] << 7
+    return span[found.end() : found.end() + length].decode("utf-8", "replace")
 
 
-def _parts(items: Sequence[_Item]) -> list[list[_Item]]:
+def _parts(items: Sequence[ForeignSpan]) -> list[list[ForeignSpan]]:
     """Return the spans of one foreign trace by the highest span that is here of each."""
-    parents = {each.span.span_id: each.span.parent_span_id for each in items}
-    if sum(parent not in parents for parent in parents.values()) == 1:
+    parents = {each.span_id: each.parent_span_id for each in items}
+    if len([parent for parent in parents.values() if parent not in parents]) == 1:
         return [list(items)]
     tops: dict[bytes, bytes] = {}
     for span in parents:
@@ -379,17 +374,17 @@ def _parts(items: Sequence[_Item]) -> list[list[_Item]]:
             way[above] = None
             top = above
         tops.update(dict.fromkeys(way, tops.get(top, top)))
-    found: dict[bytes, list[_Item]] = defaultdict(list)
+    found: dict[bytes, list[ForeignSpan]] = defaultdict(list)
     for each in items:
-        found[tops[each.span.span_id]].append(each)
+        found[tops[each.span_id]].append(each)
     return list(found.values())
 
 
-def _place_by_keys(part: Sequence[_Item]) -> Place | None:
+def _place_by_keys(part: Sequence[ForeignSpan]) -> Place | None:
     """Return the place that the keys in a part give it, with no help."""
     found: dict[str, set[str]] = defaultdict(set)
     for each in part:
-        told = each.span.told
+        told = each.told
         if told.turn_trace_id:
             trace = told.turn_trace_id
             found[trace].update(
@@ -400,10 +395,10 @@ def _place_by_keys(part: Sequence[_Item]) -> Place | None:
     return _common(found, Evidence.TURN_ID)
 
 
-def _place_by_calls(part: Sequence[_Item], calls: Mapping[str, Place]) -> Place | None:
+def _place_by_calls(part: Sequence[ForeignSpan], calls: Mapping[str, Place]) -> Place | None:
     found: dict[str, set[str]] = defaultdict(set)
     for each in part:
-        place = calls.get(each.span.told.response_id)
+        place = calls.get(each.told.response_id)
         if place is not None:
             found[place.trace_id].add(place.parent_span_id)
     return _common(found, Evidence.RESPONSE_ID)

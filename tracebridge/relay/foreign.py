@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from google.protobuf.message import DecodeError
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tracebridge import semconv
 from tracebridge.ids import root_span_id
 from tracebridge.relay.index import Place
 from tracebridge.relay.rules import Judge, Rules, Told
-from tracebridge.relay.wire import WireError, field
+from tracebridge.relay.wire import WireError, as_field
 
 # As most exporters encode a span: trace id, span id and, but for roots, the parent's.
 _HEAD = re.compile(rb"\x0a\x10(.{16})\x12\x08(.{8})(?:\x22\x08(.{8})|\x22\x00)?", re.DOTALL)
+_TRACE_ID, _SPAN_ID, _PARENT_ID = b"\x0a\x10", b"\x12\x08", b"\x22\x08"
 _NAME, _KIND, _START, _END = 0x2A, 0x30, 0x39, 0x41
 _TIMES_LENGTH = 18
-# Longer ones hold somebody's words and do not come again.
-_COMMON_LENGTH = 2048
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ForeignSpan:
     trace_id: bytes
     span_id: bytes
@@ -36,42 +36,53 @@ class ForeignSpan:
     parent_span_id: bytes
     times: bytes
     told: Told
+    # As it goes out; None while nobody knows where it belongs.
+    encoded: bytes | None = None
 
     def unchanged(self) -> bytes:
         """Return the span as it came, but for secrets and content that may not go out."""
-        return self._with_ids(self.trace_id, self.parent_span_id) + self.told.clean
+        ids = _TRACE_ID + self.trace_id + _SPAN_ID + self.span_id
+        parent = _PARENT_ID + self.parent_span_id if self.parent_span_id else b""
+        return ids + parent + self.times + self.told.clean
 
     def marked(self, reason: str) -> bytes:
         """Return it unchanged, but for an attribute that says why no turn has it."""
         return self.unchanged() + attribute(semconv.LINK_REASON, reason)
 
-    def placed(self, place: Place, *, counted: bool) -> bytes:
-        """Return the span at its place in the turn's trace; what it was is kept beside it.
 
-        *counted*: no span of ours has its usage.
-        """
-        rest = self.told.clean if counted else self.told.uncounted
-        trace_id = bytes.fromhex(place.trace_id)
-        parent, moved = self.parent_span_id, b""
+class Move:
+    """From one foreign trace to a place in a turn's; what spans were is kept beside them."""
+
+    def __init__(self, trace_id: bytes, place: Place) -> None:
+        new = bytes.fromhex(place.trace_id)
+        self._stays = trace_id == new
+        self._root = bytes.fromhex(root_span_id(place.trace_id)) if self._stays else b""
+        self._below = bytes.fromhex(place.parent_span_id)
+        self._head = _TRACE_ID + new + _SPAN_ID
+        self._original = self._link = b""
+        if not self._stays:
+            self._original = _ORIGINAL_TRACE + trace_id.hex().encode()
+            self._link = b"\x6a\x1c\x0a\x10" + trace_id + _SPAN_ID
+
+    def placed(self, span: ForeignSpan, *, counted: bool) -> bytes:
+        """Return *span* at its place. *counted*: no span of ours has its usage."""
+        told, parent, moved = span.told, span.parent_span_id, self._original
         # Within its turn's trace only what lies under the turn itself, for want of a better parent.
-        if trace_id == self.trace_id:
-            goes_below = not parent or parent.hex() == root_span_id(place.trace_id)
-        else:
-            goes_below = not parent or self.told.is_entry
-            moved = _original(semconv.ORIGINAL_TRACE, self.trace_id)
-        if goes_below and place.parent_span_id:
-            below = bytes.fromhex(place.parent_span_id)
-            if parent and parent != below:
-                moved += _original(semconv.ORIGINAL_PARENT, parent)
-            parent = below
-        if trace_id == self.trace_id:
-            return self._with_ids(trace_id, parent) + rest + moved
-        link = b"\x6a\x1c\x0a\x10" + self.trace_id + b"\x12\x08" + self.span_id
-        return self._with_ids(trace_id, parent) + rest + moved + link
-
-    def _with_ids(self, trace_id: bytes, parent: bytes) -> bytes:
-        ids = b"\x0a\x10" + trace_id + b"\x12\x08" + self.span_id
-        return ids + (b"\x22\x08" + parent if parent else b"") + self.times
+        if not parent or (parent == self._root if self._stays else told.is_entry):
+            if parent and self._below and parent != self._below:
+                moved += _original_parent(parent)
+            parent = self._below or parent
+        return b"".join(
+            (
+                self._head,
+                span.span_id,
+                _PARENT_ID + parent if parent else b"",
+                span.times,
+                told.clean if counted else told.uncounted,
+                moved,
+                self._link + span.span_id if self._link else b"",
+            )
+        )
 
 
 class Reader:
@@ -79,7 +90,6 @@ class Reader:
 
     def __init__(self, rules: Rules) -> None:
         self._judge = Judge(rules)
-        self._common = lru_cache(maxsize=8192)(self._judge.told)
         self.clean_resource = lru_cache(maxsize=1024)(self._judge.clean_resource)
         self.clean_scope = lru_cache(maxsize=1024)(self._judge.clean_scope)
 
@@ -101,8 +111,7 @@ class Reader:
             return self._read_slowly(span)
         rest = span[match.end() : place] + span[place + _TIMES_LENGTH :]
         times = span[place : place + _TIMES_LENGTH]
-        told = (self._common if len(rest) <= _COMMON_LENGTH else self._judge.told)(rest)
-        return ForeignSpan(match[1], match[2], match[3] or b"", times, told)
+        return ForeignSpan(match[1], match[2], match[3] or b"", times, self._judge.told(rest))
 
     def _read_slowly(self, span: bytes) -> ForeignSpan:
         try:
@@ -127,10 +136,15 @@ class Reader:
 
 
 @lru_cache(maxsize=1024)
-def _original(name: str, value: bytes) -> bytes:
-    return attribute(name, value.hex())
+def _original_parent(parent: bytes) -> bytes:
+    return attribute(semconv.ORIGINAL_PARENT, parent.hex())
 
 
 def attribute(name: str, text: str) -> bytes:
     """Return an encoded attribute of a span."""
-    return field(9, field(1, name.encode()) + field(2, field(1, text.encode())))
+    message = KeyValue(key=name, value=AnyValue(string_value=text))
+    return as_field(message.SerializeToString())
+
+
+# As far as the trace id, which is always as long.
+_ORIGINAL_TRACE = attribute(semconv.ORIGINAL_TRACE, "0" * 32)[:-32]

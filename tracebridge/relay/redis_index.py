@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -41,9 +40,22 @@ local function settle(trace, place)
   redis.call('SET', P .. 'trace:' .. trace, place, 'NX', 'EX', REMEMBERED)
   redis.call('ZADD', P .. 'due', 'XX', 0, trace)
 end
+-- What is no place, somebody else's or damaged, is as if it were not there.
+local function place_at(key)
+  local found = redis.pcall('GET', P .. key)
+  return type(found) == 'string' and found:match('^%x* %x* [%w_]*$') or ''
+end
 """
-# ARGV: lines of trace and place, lines of response and place. As two texts, since packing hundreds
-# of arguments costs a relay more than all else that it does with a request.
+# ARGV: lines of keys. Returns lines of what stands under them, empty ones for nothing. As texts here
+# and below, since packing and parsing hundreds of values costs a relay as much as their spans.
+_FIND = """
+local found = {}
+for key in ARGV[1]:gmatch('[^\\n]+') do
+  found[#found + 1] = place_at(key)
+end
+return table.concat(found, '\\n')
+"""
+# ARGV: lines of trace and place, lines of response and place.
 _LEARN = """
 for trace, place in ARGV[1]:gmatch('(%S+) ([^\\n]*)\\n') do settle(trace, place) end
 for response, place in ARGV[2]:gmatch('(%S+) ([^\\n]*)\\n') do
@@ -53,14 +65,14 @@ for response, place in ARGV[2]:gmatch('(%S+) ([^\\n]*)\\n') do
   end
 end
 """
-# ARGV: pairs of trace and place. Returns the places in force.
+# ARGV: lines of trace and place. Returns lines of the places in force.
 _SETTLE = """
 local found = {}
-for i = 1, #ARGV, 2 do
-  settle(ARGV[i], ARGV[i + 1])
-  found[#found + 1] = redis.call('GET', P .. 'trace:' .. ARGV[i])
+for trace, place in ARGV[1]:gmatch('(%S+) ([^\\n]*)\\n') do
+  settle(trace, place)
+  found[#found + 1] = place_at('trace:' .. trace)
 end
-return found
+return table.concat(found, '\\n')
 """
 # ARGV: a place, traces.
 _DIVIDE = """
@@ -114,20 +126,17 @@ class RedisIndex:
         )
         self._scripts = {
             text: self._redis.register_script(_SHARED + text)
-            for text in (_LEARN, _SETTLE, _DIVIDE, _HOLD, _DUE, _LET_GO)
+            for text in (_FIND, _LEARN, _SETTLE, _DIVIDE, _HOLD, _DUE, _LET_GO)
         }
 
     async def find(
         self, trace_ids: Collection[str], response_ids: Collection[str]
     ) -> tuple[dict[str, Place], dict[str, Place]]:
-        keys = [f"{PREFIX}trace:{each}" for each in trace_ids]
-        keys += [f"{PREFIX}call:{_short(each)}" for each in response_ids]
+        keys = [f"trace:{each}" for each in trace_ids]
+        keys += [f"call:{_short(each)}" for each in response_ids]
         if not keys:
             return {}, {}
-        try:
-            found = _places(await self._redis.mget(keys))
-        except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+        found = _places(await self._run(_FIND, "\n".join(keys)))
         traces = zip(trace_ids, found[: len(trace_ids)], strict=True)
         calls = zip(response_ids, found[len(trace_ids) :], strict=True)
         return (
@@ -141,8 +150,8 @@ class RedisIndex:
         await self._run(_LEARN, "".join(turns), "".join(told))
 
     async def settle(self, places: Mapping[str, Place]) -> dict[str, Place]:
-        pairs = [(trace, place.encode()) for trace, place in places.items()]
-        found = _places(await self._run(_SETTLE, *chain(*pairs)))
+        lines = [f"{trace} {place.encode()}\n" for trace, place in places.items()]
+        found = _places(await self._run(_SETTLE, "".join(lines)))
         return {
             trace: known or place
             for (trace, place), known in zip(places.items(), found, strict=True)
@@ -198,13 +207,5 @@ def _short(response_id: str) -> str:
     return hashlib.sha256(response_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _places(values: Iterable[bytes | None]) -> list[Place | None]:
-    return [None if value is None else _place(value) for value in values]
-
-
-def _place(value: bytes) -> Place | None:
-    try:
-        return Place.decode(value.decode())
-    except ValueError:
-        # Somebody else's, or damaged: as if it were not there.
-        return None
+def _places(lines: bytes) -> list[Place | None]:
+    return [Place.decode(line) if line else None for line in lines.decode().split("\n")]

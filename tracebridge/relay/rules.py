@@ -6,39 +6,36 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from tracebridge import fragments
 from tracebridge.ids import trace_id
-from tracebridge.relay.wire import WireError, field, fields
+from tracebridge.relay.wire import WireError, as_field, cut
 from tracebridge.scrub import scrub_text
 from tracebridge.spans import Content
 
-AnyMessage = TypeVar("AnyMessage", Span, ResourceSpans, ScopeSpans)
+AnyMessage = TypeVar("AnyMessage", KeyValue, Span, ResourceSpans, ScopeSpans)
 
-_ATTRIBUTES = 9
-# The value of an attribute that is a bool, an int or a double, or a text of which no rule of
-# `scrub` can take anything out: digits of an id, behind what vendors of models put before theirs.
-_PLAIN = re.compile(
-    rb"\x12[\x00-\x7f](?:[\x10\x18\x21]"
-    rb"|\x0a[\x00-\x7f](?:[0-9a-f-]{1,64}|(?:msg_|resp_|chatcmpl-)[0-9A-Za-z]{1,40})\Z)",
-    re.DOTALL,
-)
+# A text of which no rule of `scrub` can take anything out: digits of an id, behind what vendors of
+# models put before theirs.
+_ID = re.compile(rb"(?:[0-9a-f-]{1,64}|(?:msg_|resp_|chatcmpl-)[0-9A-Za-z]{1,40})\Z")
+# Between an attribute's key and its value, where it is short: how long it is, and what.
+_LENGTH_AND_KIND = 3
+_TEXT = 0x0A
+# How long the values of these kinds can be: bool, int, double.
+_NUMBERS = {0x10: (2, 2), 0x18: (2, 11), 0x21: (9, 9)}
 # Names, routes and versions come again and again, words do not.
-_COMMON_LENGTH = 256
-# One of them stands in every span of a call.
-_CALL_MARKS = (b"gen_ai.", b"llm.", b"openinference.")
+_COMMON_LENGTH, _COMMON_SPAN_LENGTH, _MOST_COMMON = 256, 2048, 16384
 # Of `flags`: whether it is known that the parent is in another process, and whether it is.
 _KNOWS_REMOTE, _IS_REMOTE = 0x100, 0x200
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):
     """What the rest of a span, without ids and times, tells and is."""
 
     # Without secrets and without content that may not go out.
@@ -54,6 +51,29 @@ class Told:
     is_side_call: bool = False
 
 
+# What becomes of an attribute, as a field of a span: as it may go out, and with usage set aside, b""
+# for nothing; and name and value, where they tell who made a call.
+_Fact: TypeAlias = tuple[str, Any]
+_Seen: TypeAlias = tuple[bytes, bytes, _Fact | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What attributes have in common that differ in a number or an id: all is known by the name."""
+
+    # Of the whole attribute.
+    length: int
+    # Where the kind of the value stands.
+    kind_at: int
+    is_text: bool
+    # What comes before the attribute as a field of a span; None if it may not go out.
+    head: bytes | None
+    # What comes before the kind of the value with usage set aside; None: it is no usage.
+    uncounted_head: bytes | None
+    # Where it tells who made a call; of a text the value is still to come.
+    fact: _Fact | None
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     content: Content = Content.REDACTED
@@ -66,46 +86,64 @@ class Judge:
     def __init__(self, rules: Rules) -> None:
         self._longest = rules.content.longest
         self._scrub: Callable[[str], str] = partial(scrub_text, patterns=rules.patterns)
-        self._common = lru_cache(maxsize=16384)(
-            lambda attribute: _as_fields(self._attribute(attribute))
-        )
+        # Only our own rules are known to leave ids alone.
+        self._knows_ids = not rules.patterns
+        self._told: dict[bytes, Told] = {}
+        self._common: dict[bytes, _Seen] = {}
+        self._form = lru_cache(maxsize=4096)(self._formed)
         self._frame = lru_cache(maxsize=4096)(self._reduced)
-        self._names = lru_cache(maxsize=4096)(self._attribute)
 
     def told(self, rest: bytes) -> Told:
         """Return what a span without ids and times tells. Raise WireError where it is none."""
-        clean, uncounted, frame = bytearray(), bytearray(), bytearray()
-        last = 0
-        for number, start, end in fields(rest, 0, len(rest)):
-            if number == _ATTRIBUTES:
-                one, other = self._pair(rest[start:end])
-                clean += one
-                uncounted += other
-            else:
-                frame += rest[last:end]
-            last = end
+        if len(rest) > _COMMON_SPAN_LENGTH:
+            return self._read(rest)[0]
+        told = self._told.get(rest)
+        if told is not None:
+            return told
+        told, is_common = self._read(rest)
+        # What has a number or an id of its own would only push out what comes again.
+        if is_common:
+            if len(self._told) >= _MOST_COMMON:
+                self._told.clear()
+            self._told[rest] = told
+        return told
+
+    def _read(self, rest: bytes) -> tuple[Told, bool]:
+        """Return what a span tells, and whether it was made of known pieces only."""
+        is_common = True
+        attributes, frame = cut(rest)
         # All but the attributes: name, kind, status, flags, seldom an event or a link.
-        bare, is_entry = self._frame(bytes(frame))
-        told = Told(clean=bare + clean, uncounted=bare + uncounted, is_entry=is_entry)
-        if not any(mark in rest for mark in _CALL_MARKS):
-            return told
-        caller = fragments.caller_in(_parsed(rest))
+        bare, is_entry = self._frame(frame)
+        clean, uncounted, facts = [bare], [bare], {}
+        common = self._common
+        for attribute in attributes:
+            # To look a long one up is to hash it.
+            seen = common.get(attribute) if len(attribute) <= _COMMON_LENGTH else None
+            if seen is None:
+                is_common = False
+                seen = self._seen(attribute)
+            one, other, fact = seen
+            clean.append(one)
+            uncounted.append(other)
+            if fact is not None:
+                facts[fact[0]] = fact[1]
+        going = b"".join(clean), b"".join(uncounted), is_entry
+        caller = fragments.caller_in(facts) if facts else None
         if caller is None:
-            return told
+            return Told(*going), is_common
         identity, response_id = caller
         keys = ""
         if identity is not None and identity.session_id and identity.turn_key:
             keys = trace_id(identity.agent, identity.session_id, identity.turn_key)
-        return Told(
-            clean=told.clean,
-            uncounted=told.uncounted,
-            is_entry=is_entry,
+        told = Told(
+            *going,
             is_call=True,
             turn_trace_id=keys,
             response_id=response_id or "",
             # A compaction is told by transcripts, a title by nobody.
             is_side_call=identity is not None and identity.request_class == "auxiliary",
         )
+        return told, is_common
 
     def clean_resource(self, rest: bytes) -> bytes:
         """Return the fields of a ResourceSpans beside its scopes without secrets."""
@@ -127,32 +165,85 @@ class Judge:
         foreign = fragments.ForeignSpan(Span(), resource, InstrumentationScope())
         fragments.scrub([foreign], self._scrub)
 
-    def _pair(self, attribute: bytes) -> tuple[bytes, bytes]:
-        """Return an encoded KeyValue as `_attribute` does, as fields of a span."""
-        if len(attribute) > _COMMON_LENGTH:
-            return _as_fields(self._attribute(attribute))
-        value = 2 + attribute[1] if attribute[:1] == b"\x0a" else len(attribute)
-        if _PLAIN.match(attribute, value) is None:
-            return self._common(attribute)
+    def _seen(self, attribute: bytes) -> _Seen:
+        """Return what becomes of an encoded KeyValue that is not known by heart."""
+        try:
+            form = self._form(attribute[: 2 + attribute[1] + _LENGTH_AND_KIND])
+        except IndexError:
+            form = None
+        if form is not None and len(attribute) == form.length:
+            fact, text_at = form.fact, form.kind_at + 2
+            if form.is_text:
+                if attribute[text_at - 1] != form.length - text_at or not _ID.match(
+                    attribute, text_at
+                ):
+                    return self._judged(attribute)
+                if fact is not None:
+                    fact = fact[0], attribute[text_at:].decode()
+            if form.head is None:
+                return b"", b"", fact
+            clean = form.head + attribute
+            if form.uncounted_head is None:
+                return clean, clean, fact
+            return clean, form.uncounted_head + attribute[form.kind_at :], fact
+        return self._judged(attribute)
+
+    def _formed(self, beginning: bytes) -> _Form | None:
+        """Return the form of attributes that begin so, as far as the kind of their value."""
+        if len(beginning) < 2 + _LENGTH_AND_KIND or beginning[0] != _TEXT or beginning[1] > 0x7F:
+            return None
+        key, (tag, length, kind) = beginning[:-_LENGTH_AND_KIND], beginning[-_LENGTH_AND_KIND:]
+        least, most = _NUMBERS.get(kind, (2, 0x7F))
+        is_text = kind == _TEXT and self._knows_ids
+        if tag != 0x12 or not least <= length <= most or not (is_text or kind in _NUMBERS):
+            return None
         # A number or an id, of which no two are the same, holds no secret: the name decides.
-        _, renamed = self._names(attribute[:value])
-        if not renamed:
-            return b"", b""
-        aside = field(_ATTRIBUTES, renamed + attribute[value:])
-        return (aside if renamed == attribute[:value] else field(_ATTRIBUTES, attribute)), aside
+        clean, renamed = self._attribute(key)
+        name = _message(KeyValue, key).key
+        told = fragments.tells_of_caller(name)
+        if told and not is_text and not fragments.is_count(name):
+            return None
+        return _Form(
+            length=len(beginning) - 1 + length,
+            kind_at=len(beginning) - 1,
+            is_text=is_text,
+            head=_head(len(beginning) - 1 + length) if clean else None,
+            uncounted_head=None
+            if clean == renamed
+            else _head(len(renamed) + 2 + length) + renamed + bytes([tag, length]),
+            # Of counts it matters only that they are there.
+            fact=(name, None) if told else None,
+        )
+
+    def _judged(self, attribute: bytes) -> _Seen:
+        clean, uncounted = self._attribute(attribute)
+        message = _message(KeyValue, attribute)
+        fact = None
+        if fragments.tells_of_caller(message.key):
+            fact = message.key, fragments.plain(message.value)
+        one = as_field(clean) if clean else b""
+        other = as_field(uncounted) if uncounted != clean else one
+        seen = one, other, fact
+        if len(attribute) <= _COMMON_LENGTH:
+            if len(self._common) >= _MOST_COMMON:
+                self._common.clear()
+            self._common[attribute] = seen
+        return seen
 
     def _attribute(self, attribute: bytes) -> tuple[bytes, bytes]:
         """Return an encoded KeyValue as it may go out, and with usage set aside; b"" for nothing."""
-        span = _parsed(field(_ATTRIBUTES, attribute))
-        self._reduce(span)
+        span = _message(Span, as_field(attribute))
+        fragments.scrub_attributes(span.attributes, self._scrub)
+        fragments.reduce(span, self._longest)
         if not span.attributes:
             return b"", b""
-        clean = span.attributes[0].SerializeToString()
+        (kept,) = span.attributes
+        clean, name = kept.SerializeToString(), kept.key
         fragments.set_usage_aside(span)
-        return clean, span.attributes[0].SerializeToString()
+        return clean, clean if kept.key == name else kept.SerializeToString()
 
     def _reduced(self, frame: bytes) -> tuple[bytes, bool]:
-        span = _parsed(frame)
+        span = _message(Span, frame)
         if span.trace_id or span.span_id or span.parent_span_id:
             raise WireError("a span has its ids twice")
         if span.flags & _KNOWS_REMOTE:
@@ -168,13 +259,9 @@ class Judge:
         fragments.reduce(span, self._longest)
 
 
-def _as_fields(values: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    one, other = (field(_ATTRIBUTES, value) if value else b"" for value in values)
-    return one, other
-
-
-def _parsed(data: bytes) -> Span:
-    return _message(Span, data)
+def _head(length: int) -> bytes:
+    """Return what comes before an encoded KeyValue as a field of a span."""
+    return as_field(bytes(length))[:-length]
 
 
 def _message(kind: type[AnyMessage], data: bytes) -> AnyMessage:

@@ -1,20 +1,34 @@
 """A trace export request as bytes: cut into groups of spans, and put together again. Pure.
 
-Nothing inside a span is parsed here but its ids, so what passes unchanged costs no more than a
-copy. Where bytes do not follow the wire format, WireError says so.
+Of OTLP's messages only what holds spans and attributes is declared here; all else is an unknown field
+to protobuf, which keeps it as it came, whatever a newer OTLP puts there. Cutting is done in C, so what
+passes unchanged costs no more than a copy. Where bytes do not follow the wire format, WireError
+says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
-_TRACES, _RESOURCE_SCOPES, _SCOPE, _SPANS, _NAME = 1, 2, 1, 2, 1
-_LENGTH_DELIMITED = 2
-_SPAN_KEY = _SPANS << 3 | _LENGTH_DELIMITED
-_BYTES = [bytes([number]) for number in range(0x80)]
-# How a length-delimited field of each number below 16 begins.
-_HEADS = [bytes([number << 3 | _LENGTH_DELIMITED]) for number in range(16)]
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+_PACKAGE = "tracebridge.relay"
+# By message, the names of its fields, their numbers, and of what they are. Repeated are all of them:
+# so of what stands twice where it should not nothing is lost.
+_MESSAGES = {
+    "Request": (("resources", 1, "Resource"),),
+    "Resource": (("resource", 1, "bytes"), ("scopes", 2, "Scope")),
+    "Scope": (("scope", 1, "bytes"), ("spans", 2, "bytes")),
+    "ScopeName": (("names", 1, "bytes"),),
+    "Attributes": (("attributes", 9, "bytes"),),
+}
 _TRACE_ID_KEY, _SPAN_ID_KEY, _IDS_LENGTH = b"\x0a\x10", b"\x12\x08", 28
 
 
@@ -26,187 +40,114 @@ class WireError(ValueError):
 class Scope:
     """Encoded spans of one scope."""
 
-    name: bytes
-    # The fields beside the spans, as they came.
+    # The fields beside the spans.
     rest: bytes
     spans: Sequence[bytes]
-
-    def with_spans(self, spans: Sequence[bytes]) -> Scope:
-        return Scope(self.name, self.rest, spans)
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    # The whole, as it came.
-    encoded: bytes
     # The fields beside the scopes.
     rest: bytes
     scopes: Sequence[Scope]
 
-    def with_scopes(self, scopes: Iterable[Scope]) -> Resource | None:
-        """Return it with other scopes; None if they have no spans."""
-        encoded = b"".join([_encoded_scope(scope) for scope in scopes if scope.spans])
-        return Resource(self.rest + encoded, self.rest, ()) if encoded else None
+
+def _classes() -> Mapping[str, Any]:
+    file = FileDescriptorProto(name="tracebridge/relay/wire", package=_PACKAGE, syntax="proto3")
+    for message, fields in _MESSAGES.items():
+        declared = file.message_type.add(name=message)
+        for name, number, kind in fields:
+            field = declared.field.add(
+                name=name, number=number, label=FieldDescriptorProto.LABEL_REPEATED
+            )
+            if kind == "bytes":
+                field.type = FieldDescriptorProto.TYPE_BYTES
+            else:
+                field.type = FieldDescriptorProto.TYPE_MESSAGE
+                field.type_name = f".{_PACKAGE}.{kind}"
+    # One of its own: nobody else is to meet these names.
+    pool = DescriptorPool()
+    pool.Add(file)
+    return {
+        name: GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+        for name in _MESSAGES
+    }
+
+
+_CLASSES = _classes()
+_Request, _Scope, _ScopeName, _Attributes = (
+    _CLASSES[name] for name in ("Request", "Scope", "ScopeName", "Attributes")
+)
 
 
 def split(request: bytes) -> list[Resource]:
     """Return what an ExportTraceServiceRequest holds. Raise WireError."""
-    return [
-        _resource(request, start, end)
-        for number, start, end in fields(request, 0, len(request))
-        if number == _TRACES
-    ]
-
-
-def spans_of(request: bytes, scope_name: bytes) -> list[tuple[int, int]] | None:
-    """Return where the spans of a request lie, None if there may be any of another scope.
-
-    As `split`, without the price of copies. Raise WireError.
-    """
-    places = []
-    for number, start, end in fields(request, 0, len(request)):
-        for inner, scope, scope_end in fields(request, start, end) if number == _TRACES else ():
-            if inner != _RESOURCE_SCOPES:
-                continue
-            named = False
-            position = scope
-            while position < scope_end:
-                if request[position] == _SPAN_KEY and named:
-                    length, span = varint(request, position + 1, scope_end)
-                    position = span + length
-                    if position > scope_end:
-                        raise WireError("a span reaches beyond the end of what holds it")
-                    places.append((span, position))
-                    continue
-                # The scope stands before its spans wherever fields are encoded in their order.
-                kind, value, position = next(fields(request, position, scope_end))
-                if kind == _SPANS:
-                    return None
-                if kind == _SCOPE:
-                    named = _scope_name(request, value, position) == scope_name
-                    if not named:
-                        return None
-    return places
+    found = []
+    for group in _parsed(_Request, request).resources:
+        scopes = []
+        for part in group.scopes:
+            spans = list(part.spans)
+            part.ClearField("spans")
+            scopes.append(Scope(part.SerializeToString(), spans))
+        group.ClearField("scopes")
+        found.append(Resource(group.SerializeToString(), scopes))
+    return found
 
 
 def join(resources: Iterable[Resource]) -> bytes:
-    """Return an ExportTraceServiceRequest."""
-    return b"".join([field(_TRACES, resource.encoded) for resource in resources])
+    """Return an ExportTraceServiceRequest, without what has no spans."""
+    message = _Request()
+    for resource in resources:
+        scopes = [scope for scope in resource.scopes if scope.spans]
+        if scopes:
+            group = message.resources.add()
+            group.MergeFromString(resource.rest)
+            for scope in scopes:
+                part = group.scopes.add()
+                part.MergeFromString(scope.rest)
+                part.spans.extend(scope.spans)
+    encoded: bytes = message.SerializeToString()
+    return encoded
 
 
-def ids_of(request: bytes, start: int, end: int) -> tuple[bytes, bytes]:
-    """Return trace id and span id of a span. Raise WireError where they are not of their lengths."""
+@lru_cache(maxsize=1024)
+def name_of(scope_rest: bytes) -> bytes:
+    """Return the name of a scope, by the fields beside its spans. Raise WireError."""
+    names = [
+        name
+        for scope in _parsed(_Scope, scope_rest).scope
+        for name in _parsed(_ScopeName, scope).names
+    ]
+    return names[-1] if names else b""
+
+
+def ids_of(span: bytes) -> tuple[bytes, bytes]:
+    """Return trace id and span id. Raise WireError where they are not of their lengths."""
     # As a span begins wherever it was encoded in the order of its fields.
-    if (
-        request[start : start + 2] == _TRACE_ID_KEY
-        and request[start + 18 : start + 20] == _SPAN_ID_KEY
-        and end - start >= _IDS_LENGTH
-    ):
-        return request[start + 2 : start + 18], request[start + 20 : start + _IDS_LENGTH]
-    ids = {number: request[first:last] for number, first, last in fields(request, start, end)}
-    trace_id, span_id = ids.get(1, b""), ids.get(2, b"")
-    if len(trace_id) != 16 or len(span_id) != 8:
+    if span[:2] == _TRACE_ID_KEY and span[18:20] == _SPAN_ID_KEY and len(span) >= _IDS_LENGTH:
+        return span[2:18], span[20:_IDS_LENGTH]
+    message = _parsed(Span, span)
+    if len(message.trace_id) != 16 or len(message.span_id) != 8:
         raise WireError("a span has no trace id of 16 bytes and span id of 8")
-    return trace_id, span_id
+    return message.trace_id, message.span_id
 
 
-def fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield number, start and end of the value of each field of a message."""
-    while position < end:
-        key, position = varint(data, position, end)
-        wire_type = key & 7
-        if wire_type == _LENGTH_DELIMITED:
-            length, position = varint(data, position, end)
-        elif wire_type == 0:
-            _, after = varint(data, position, end)
-            length = after - position
-        elif wire_type == 1:
-            length = 8
-        elif wire_type == 5:
-            length = 4
-        else:
-            raise WireError(f"a field of the unknown wire type {wire_type}")
-        if not key >> 3 or length > end - position:
-            raise WireError("a field reaches beyond the end of what holds it")
-        yield key >> 3, position, position + length
-        position += length
+def cut(span: bytes) -> tuple[list[bytes], bytes]:
+    """Return the encoded attributes of a span, and its other fields. Raise WireError."""
+    message = _parsed(_Attributes, span)
+    attributes = list(message.attributes)
+    message.ClearField("attributes")
+    return attributes, message.SerializeToString()
 
 
-def field(number: int, data: bytes) -> bytes:
-    """Return *data* as a length-delimited field."""
-    length = len(data)
-    head = _HEADS[number]
-    if length < 0x80:
-        return head + _BYTES[length] + data
-    return head + encoded_varint(length) + data
+def as_field(attribute: bytes) -> bytes:
+    """Return an encoded attribute as a field of a span."""
+    encoded: bytes = _Attributes(attributes=[attribute]).SerializeToString()
+    return encoded
 
 
-def encoded_varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _resource(request: bytes, start: int, end: int) -> Resource:
-    rest, scopes = bytearray(), []
-    last = start
-    for number, inner_start, inner_end in fields(request, start, end):
-        if number == _RESOURCE_SCOPES:
-            scopes.append(_scope(request, inner_start, inner_end))
-        else:
-            rest += request[last:inner_end]
-        last = inner_end
-    return Resource(request[start:end], bytes(rest), scopes)
-
-
-def _scope(request: bytes, start: int, end: int) -> Scope:
-    name, rest, spans = b"", bytearray(), []
-    position = start
-    while position < end:
-        # As `fields` does it, without its price for each span.
-        key = request[position]
-        if key == _SPAN_KEY:
-            length, inner_start = varint(request, position + 1, end)
-            position = inner_start + length
-            if position > end:
-                raise WireError("a span reaches beyond the end of what holds it")
-            spans.append(request[inner_start:position])
-            continue
-        number, inner_start, inner_end = next(fields(request, position, end))
-        rest += request[position:inner_end]
-        if number == _SCOPE:
-            name = _scope_name(request, inner_start, inner_end)
-        position = inner_end
-    return Scope(name, bytes(rest), spans)
-
-
-def _encoded_scope(scope: Scope) -> bytes:
-    return field(_RESOURCE_SCOPES, scope.rest + b"".join([field(_SPANS, s) for s in scope.spans]))
-
-
-def _scope_name(request: bytes, start: int, end: int) -> bytes:
-    name = b""
-    for number, inner_start, inner_end in fields(request, start, end):
-        if number == _NAME:
-            name = request[inner_start:inner_end]
-    return name
-
-
-def varint(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """Return the number at *position* and where it ends. Raise WireError."""
-    if position < end and (first := data[position]) < 0x80:
-        return first, position + 1
-    if position + 1 < end and (second := data[position + 1]) < 0x80:
-        return first & 0x7F | second << 7, position + 2
-    value = shift = 0
-    while position < end and shift < 70:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise WireError("a number without an end")
+def _parsed(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise WireError(str(error)) from error
