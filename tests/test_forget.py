@@ -14,7 +14,9 @@ from claude_files import Claude, at
 
 from tracebridge.forget import forget_before, forget_session, report_lines
 from tracebridge.ids import trace_id
+from tracebridge.model import CallIdentity, GatewayCall
 from tracebridge.settings import read_settings
+from tracebridge.spool import Spool
 from tracebridge.store import Store
 from tracebridge.testing.receiver import Answer, Receiver
 from tracebridge.watch import watch_once
@@ -63,6 +65,28 @@ def test_a_forgotten_session_leaves_no_byte(home, receiver, two, delivered):
     assert (report.stored.spans, report.stored.waiting) == (2, 0 if delivered else 2)
     with Store(home) as store:
         assert [row.session_id for row in store.turns()] == ["heron-session"]
+
+
+def test_calls_of_others_in_the_same_file_stay(home, two):
+    """A gateway writes calls together that ended at about the same time, whoever made them."""
+    calls = [
+        GatewayCall(
+            call_id=name,
+            gateway="tracebridge",
+            method="POST",
+            path="/v1/messages",
+            start_ns=at(1),
+            end_ns=at(2),
+            identity=CallIdentity(agent="claude-code", session_id=f"{name}-session"),
+        )
+        for name in ("zebra", "heron")
+    ]
+    spool = Spool(home)
+    for _ in range(2):
+        spool.write_calls(calls)
+    forget_session(home, "zebra-session")
+    left = [file.content for file in spool.read() if isinstance(file.content, GatewayCall)]
+    assert left == [calls[1]] * 2
 
 
 def test_what_cannot_be_deleted_is_said(home, receiver, two):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,33 @@ def test_a_call_comes_out_as_it_went_in(home):
     Spool(home).write_call(CALL)
     (file,) = Spool(home).read()
     assert file.content == CALL
+
+
+def test_calls_that_went_in_together_come_out_one_by_one(home):
+    """They lie in one file, a line each."""
+    calls = [replace(CALL, call_id=f"two\nlines {number}") for number in range(3)]
+    spool = Spool(home)
+    spool.write_calls(calls)
+    assert [file.content for file in spool.read()] == calls
+    assert spool.depth() == 1
+    assert len(spool.read(limit=2)) == 3
+
+
+def test_a_file_that_was_torn_keeps_the_calls_before_that(home):
+    """The rest is said once, however much of it there is."""
+    spool = Spool(home)
+    spool.write_calls([CALL, CALL, CALL])
+    (path,) = spool.waiting()
+    whole = path.read_bytes()
+    start = whole.index(b"\0\0") + 2
+    line = whole[start:].partition(b"\n")[0]
+    for end in range(start, len(whole)):
+        lines_before = (end - start) // (len(line) + 1)
+        for torn in (whole[:end], whole[:end].ljust(len(whole), b"\0"), whole[:end] + b"{\n{\n{"):
+            path.write_bytes(torn)
+            *good, bad = [file.content for file in spool.read()]
+            assert good in ([CALL] * lines_before, [CALL] * (lines_before + 1))
+            assert isinstance(bad, SpoolFileError)
 
 
 def test_what_an_agent_told_otherwise_comes_out_as_it_went_in(home):
@@ -175,7 +203,7 @@ def test_two_watchers_may_take_the_same_file(spool):
     spool.remove(file)
     spool.remove(file)
     spool.set_aside(file)
-    assert spool._read_file(file.path) is None
+    assert spool._read_file(file.path) == []
 
 
 def test_no_spool_is_an_empty_spool(home):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from tracebridge.ids import root_span_id
@@ -83,15 +84,23 @@ def _forget(
     home: Path, is_meant: Callable[[SpoolFile], bool], of_store: Callable[[Store], Forgotten]
 ) -> ForgetReport:
     spool = Spool(home)
-    gone = [file for file in spool.all_files() if is_meant(file)]
-    for file in gone:
-        spool.remove(file)
+    spool_files = 0
+    for path, together in groupby(spool.all_files(), lambda file: file.path):
+        files = list(together)
+        others = [file for file in files if not is_meant(file)]
+        if len(others) < len(files):
+            spool_files += 1
+            calls = [file.content for file in others if isinstance(file.content, GatewayCall)]
+            # Elsewhere lies what was taken in already, or never written to its end.
+            if calls and path.parent == spool.new:
+                spool.write_calls(calls)
+            spool.remove(files[0])
     with Store(home) as store:
         stored = of_store(store)
         # What is deleted stays readable in the file and its log until they are written anew.
         store.compact()
     return ForgetReport(
-        spool_files=len(gone),
+        spool_files=spool_files,
         stored=stored,
         unreadable=tuple(sorted(home.glob("store.damaged-*"))),
     )

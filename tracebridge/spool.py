@@ -6,11 +6,11 @@ fast as a hook must be. What is in it, in format 1:
 
     name=value NUL name=value NUL ... NUL NUL payload
 
-The fields are `format` (1), `kind` ("hook", "call", "spans" or "note"), `time_ns`, and for hooks
-also `agent`, `pid`, `payload_bytes` and one `env.NAME` for each allow-listed variable. The payload
-of a hook is what the agent sent, untouched; that of a call is a `GatewayCall` as JSON, that of spans
-an OTLP export request, that of a note a text for `status`. NUL separated because it can be written
-without a JSON encoder: by a hook that has no time to import one, and by `sh`.
+The fields are `format` (1), `kind` ("hook", "call", "spans" or "note"), `time_ns`, for calls `calls`
+(how many), and for hooks also `agent`, `pid`, `payload_bytes` and one `env.NAME` for each allow-listed variable. The payload
+of a hook is what the agent sent, untouched; that of calls is a `GatewayCall` as JSON in each line,
+that of spans an OTLP export request, that of a note a text for `status`. NUL separated because it can
+be written without a JSON encoder: by a hook that has no time to import one, and by `sh`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class SpoolFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SpoolFile:
+    """A record, and the file in which it lies, with others perhaps."""
+
     path: Path
     content: HookEvent | GatewayCall | SpanExport | str | SpoolFileError
 
@@ -69,8 +71,14 @@ class Spool:
 
     def write_call(self, call: GatewayCall) -> None:
         """Put *call* into the spool. Raise OSError if the disk does not take it."""
+        self.write_calls((call,))
+
+    def write_calls(self, calls: Sequence[GatewayCall]) -> None:
+        """Put *calls* into one file: making it takes longer than making one of them."""
         time_ns = time.time_ns()
-        self._write(f"format=1\0kind=call\0time_ns={time_ns}", encode(call), time_ns)
+        payload = b"\n".join(map(encode, calls))
+        head = f"format=1\0kind=call\0time_ns={time_ns}\0calls={len(calls)}"
+        self._write(head, payload, time_ns)
 
     def take(self, told: HookEvent | SpanExport | str) -> None:
         """Put what somebody exported into the spool, or a note. Raise OSError as `write_call`."""
@@ -120,28 +128,24 @@ class Spool:
             raise
 
     def read(self, limit: int = 1000) -> list[SpoolFile]:
-        """Return what waits, oldest first, at most *limit* files."""
+        """Return what waits, oldest first; no further file once there are *limit* records."""
         files: list[SpoolFile] = []
         size = 0
-        for path in itertools.islice(self.waiting(), limit):
-            file = self._read_file(path)
-            if file is None:
-                continue
-            files.append(file)
-            if isinstance(file.content, SpanExport):
-                size += len(file.content.request)
-                if size > READ_BYTES:
-                    break
+        for path in self.waiting():
+            for file in self._read_file(path):
+                files.append(file)
+                if isinstance(file.content, SpanExport):
+                    size += len(file.content.request)
+            if size > READ_BYTES or len(files) >= limit:
+                break
         return files
 
     def all_files(self) -> Iterator[SpoolFile]:
-        """Yield every file, also those that were set aside or never finished."""
+        """Yield what is in every file, also those that were set aside or never finished."""
         for directory in (self.new, self._bad, self._tmp):
             with contextlib.suppress(FileNotFoundError):
                 for path in sorted(directory.iterdir()):
-                    file = self._read_file(path)
-                    if file is not None:
-                        yield file
+                    yield from self._read_file(path)
 
     def depth(self) -> int:
         return sum(1 for _ in self.waiting())
@@ -183,7 +187,7 @@ class Spool:
         return name
 
     @staticmethod
-    def _read_file(path: Path) -> SpoolFile | None:
+    def _read_file(path: Path) -> list[SpoolFile]:
         try:
             # Not through a link: the spool may lie in a folder that others can write to. Nor
             # waiting for the other end of a pipe.
@@ -191,19 +195,25 @@ class Spool:
             try:
                 facts = os.fstat(descriptor)
                 if not stat.S_ISREG(facts.st_mode):
-                    return SpoolFile(path, SpoolFileError(f"{path}: not a file"))
+                    return [SpoolFile(path, SpoolFileError(f"{path}: not a file"))]
                 with os.fdopen(descriptor, "rb", closefd=False) as stream:
                     data = stream.read()
             finally:
                 os.close(descriptor)
-            return SpoolFile(path, parse(data, facts.st_mtime_ns))
         except FileNotFoundError:
             # Another watcher was faster.
-            return None
+            return []
         except OSError as error:
-            return SpoolFile(path, SpoolFileError(f"{path}: {error.strerror}"))
-        except SpoolFileError as error:
-            return SpoolFile(path, SpoolFileError(f"{path}: {error}"))
+            return [SpoolFile(path, SpoolFileError(f"{path}: {error.strerror}"))]
+        files: list[SpoolFile] = []
+        for record in _records(data):
+            try:
+                files.append(SpoolFile(path, parse(record, facts.st_mtime_ns)))
+            except SpoolFileError as error:
+                # A power cut tears the end off, and what stands before that is whole.
+                files.append(SpoolFile(path, SpoolFileError(f"{path}: {error}")))
+                break
+        return files
 
 
 def why_not_ours(home: Path) -> str | None:
@@ -220,8 +230,24 @@ def why_not_ours(home: Path) -> str | None:
     return None
 
 
+def _records(data: bytes) -> list[bytes]:
+    """Return the records of a spool file, each as if it had the file for itself."""
+    head, separator, payload = data.partition(b"\0\0")
+    fields = head.split(b"\0")
+    if b"kind=call" not in fields:
+        return [data]
+    lines = payload.split(b"\n")
+    if (
+        any(field.startswith(b"calls=") for field in fields)
+        and b"calls=%d" % len(lines) not in fields
+    ):
+        # Torn, perhaps between two lines.
+        lines.append(b"")
+    return [head + separator + line for line in lines]
+
+
 def parse(data: bytes, mtime_ns: int) -> HookEvent | GatewayCall | SpanExport | str:
-    """Return what the bytes of a spool file say; *mtime_ns* stands in for a missing time."""
+    """Return what one record of a spool file says; *mtime_ns* stands in for a missing time."""
     head, separator, payload = data.partition(b"\0\0")
     if not separator:
         raise SpoolFileError("no end of the header: the file is cut or not ours")

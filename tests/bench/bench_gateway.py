@@ -4,8 +4,9 @@
 
 One call at a time takes turns over all ways, so that a busy moment of the machine hits all of them;
 parallel ones follow each other way by way, in rounds. nginx, the limit, is there if it is installed;
-`--rivals` adds the LiteLLM proxy, without any callback, and `respan-gateway`, fetched from PyPI into
-a cache. CPU is the kernel's count of what the gateway's processes used.
+the floor is `pump.py`, which passes bytes on in Python and looks at none. `--rivals` adds the LiteLLM
+proxy, without any callback, and `respan-gateway`, fetched from PyPI into a cache. CPU is the kernel's
+count of what the gateway's processes used, recording included.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ sys.path.insert(0, str(TESTS))
 
 from pypi_programs import Program, installed  # noqa: E402  # needs the path above
 
+from tracebridge.spool import Spool  # noqa: E402
+
 LITELLM = Program(
     "litellm",
     "1.106.2",
@@ -44,6 +47,9 @@ LITELLM = Program(
 )
 RESPAN_GATEWAY = Program("respan-gateway", "0.3.0", "bin/respan-gateway")
 DIRECT, OURS, UVLOOP, NGINX, RESPAN = "direct", "ours", "ours, uvloop", "nginx", "respan-gateway"
+# What Python itself costs; "threads" are blocking ones, two a connection.
+FLOORS = {OURS: ("floor", "asyncio"), UVLOOP: ("floor, uvloop", "uvloop")}
+THREADS = "floor, threads"
 PATIENCE_S = 120.0
 ATTEMPTS = 3
 SLOW = {"litellm": 5}
@@ -296,7 +302,8 @@ async def measure(ways: Sequence[Way], rounds: int) -> None:
             if (way.name, streams) in gave_up:
                 continue
             try:
-                await in_parallel(way, streams, rounds * 10)
+                # Longer than recording may wait for a pause.
+                await in_parallel(way, streams, rounds * 30)
                 if way.name not in SLOW or streams < 100:
                     await paced(way, streams)
             except (TimeoutError, ConnectionError) as error:
@@ -310,8 +317,9 @@ async def measure(ways: Sequence[Way], rounds: int) -> None:
         way.figures["RSS after, MB"] = way.memory_mb()
         if way.home is not None:
             # Left where they are: ext4 is slow to make files for a minute after it deleted many.
-            recorded = (way.home / "spool" / "new").iterdir()
-            way.figures["recorded"] = sum(1 for _ in recorded)
+            spool = Spool(way.home)
+            way.figures["recorded"] = len(spool.read(limit=sys.maxsize))
+            way.figures["files"] = spool.depth()
 
 
 @contextmanager
@@ -350,6 +358,10 @@ def ways(folder: Path, *, rivals: bool) -> Iterator[list[Way]]:
             ]
             process = stack.enter_context(started(command))
             found.append(Way(name, port_told(process), "/api/anthropic/v1/messages", process, home))
+        for name, kind in (*FLOORS.values(), (THREADS, "threads")):
+            pump = [sys.executable, str(here / "pump.py"), str(upstream), kind]
+            process = stack.enter_context(started(pump))
+            found.append(Way(name, port_told(process), process=process))
         if program := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
             port = free_port()
             config = folder / "nginx.conf"
@@ -447,6 +459,17 @@ def reaches(found: Sequence[Way]) -> list[Reach]:
                 # Where nginx adds nothing that can be told from noise, a ratio says nothing.
                 ratio = mine[case] / max(limit[case], 0.005)
                 rows.append(Reach(f"{ours} / nginx: {case}", ratio, at_most=most))
+        floor, _ = FLOORS[ours]
+        for case in (
+            "small call, added p50 ms",
+            "500 kB request, added p50 ms",
+            "5 MB request, added p50 ms",
+            "16 at once, p50 ms",
+            "16 at once, CPU ms/call",
+            "100 at once, CPU ms/call",
+        ):
+            ratio = mine[case] / max(by_name[floor][case], 0.005)
+            rows.append(Reach(f"{ours} / {floor}: {case}", ratio, at_most=1.5))
         if "litellm" in by_name:
             ratio = (
                 by_name["litellm"]["small call, added p50 ms"] / mine["small call, added p50 ms"]

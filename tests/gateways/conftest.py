@@ -4,7 +4,7 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -104,6 +104,8 @@ class RunningGateway:
     def __init__(self, options: GatewayOptions) -> None:
         self.url = ""
         self.calls: list[GatewayCall] = []
+        # How many came together.
+        self.batches: list[int] = []
         self.on_record = self.record
         self._changed = threading.Condition()
         self._ready = threading.Event()
@@ -141,8 +143,10 @@ class RunningGateway:
         self.port = int(url.rpartition(":")[2])
         self._ready.set()
 
-    def _pass_on(self, call: GatewayCall) -> None:
-        self.on_record(call)
+    def _pass_on(self, calls: Sequence[GatewayCall]) -> None:
+        self.batches.append(len(calls))
+        for call in calls:
+            self.on_record(call)
 
     def record(self, call: GatewayCall) -> None:
         with self._changed:

@@ -20,8 +20,8 @@ from tracebridge.response_ids import is_hidden, provider_id
 from tracebridge.run import started_gateway
 from tracebridge.settings import read_settings
 from tracebridge.spool import Spool
-from tracebridge.status import status
 from tracebridge.testing.receiver import ReceivedSpan, Receiver
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 from tracebridge.watcher import Watcher
 

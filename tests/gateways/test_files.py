@@ -21,8 +21,8 @@ from tracebridge.codec import encode
 from tracebridge.gateways.files import MARK_BYTES, read_folder
 from tracebridge.model import CallIdentity, GatewayCall, HookEvent, Usage
 from tracebridge.settings import read_settings
-from tracebridge.status import status
 from tracebridge.testing.receiver import Receiver
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 
 

@@ -117,7 +117,7 @@ def stream(message_id: str) -> list[bytes]:
 
 def wait_for_spool(home: Path, number: int) -> None:
     limit = time.monotonic() + LIMIT_SECONDS
-    while Spool(home).depth() < number:
+    while len(Spool(home).read()) < number:
         assert time.monotonic() < limit
         time.sleep(0.01)
 
@@ -215,7 +215,7 @@ def test_no_key_is_written_anywhere(start, upstream, home):
     wait_for_spool(home, 3)
     said_on_stderr = gateway.stop()
     files = [path for path in home.rglob("*") if path.is_file()]
-    assert len(files) >= 4
+    assert len(files) >= 2
     for secret in (key, REAL, "wrong-canary"):
         assert secret not in said_on_stderr
         for path in files:

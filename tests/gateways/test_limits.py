@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import time
 import zlib
 
 import pytest
 
+from tests.gateways.conftest import LIMIT_SECONDS
 from tracebridge.gateways import decompress
 from tracebridge.gateways.decompress import OUTPUT_LIMIT, CannotDecompressError, Decompressor
 from tracebridge.gateways.framing import HEAD_LIMIT
+from tracebridge.gateways.limits import Limits
 
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 MESSAGES = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def memory_kb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("loop_name", ["asyncio", "uvloop"])
+def test_one_connection_too_many_is_told_so(start_gateway, upstream, loop_name):
+    """By a status on which agents come again; those that are there go on, and room is used again."""
+    gateway = start_gateway(
+        upstream.url, limits=Limits(connections=2), use_uvloop=loop_name == "uvloop"
+    )
+    clients = [gateway.connect() for _ in range(2)]
+    for client in clients:
+        client.send(MESSAGES)
+        upstream.accept().read_until(b"{}")
+    other = gateway.connect()
+    other.send(MESSAGES)
+    answer = other.read_to_end()
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"\r\nretry-after: 1\r\n" in answer
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert error["type"] == "overloaded_error"
+    assert "2 connections" in error["message"]
+    other.close()
+    upstream.peers[0].send(ANSWER)
+    assert clients[0].read(len(ANSWER)) == ANSWER
+    clients[0].close()
+    limit = time.monotonic() + LIMIT_SECONDS
+    while True:
+        client = gateway.connect()
+        client.send(b"GET /tracebridge/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        if b" 200 OK" in client.read_to_end():
+            break
+        client.close()
+        assert time.monotonic() < limit
+    assert upstream.has_nobody_waiting()
 
 
 def test_a_response_head_without_end_is_relayed_and_not_kept(gateway, upstream):

@@ -15,8 +15,8 @@ from tracebridge.gateways.logged import BODY_LIMIT, call_of_body
 from tracebridge.model import GatewayCall, Usage
 from tracebridge.settings import read_settings
 from tracebridge.spool import Spool
-from tracebridge.status import status
 from tracebridge.testing.receiver import Receiver
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 
 NOW = 1_795_000_000_000_000_000

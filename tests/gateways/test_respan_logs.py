@@ -27,8 +27,8 @@ from tracebridge.ids import root_span_id, trace_id
 from tracebridge.model import CallIdentity, GatewayCall
 from tracebridge.poller import LONGEST_PAUSE_S, PAUSE_S, pause_s
 from tracebridge.settings import read_settings
-from tracebridge.status import status
 from tracebridge.testing.receiver import Receiver
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 
 KEY = "sk-respan-0123456789"

@@ -46,10 +46,14 @@ from tracebridge.gateways.upstream import Origin, Route, Upstreams
 _LINGER_SECONDS = 2
 # What may wait here before reading stops: for a connection, or for the answer before.
 _HELD_LIMIT = 256 * 1024
+# What malloc asks the kernel for, from 128 kB on, comes as pages that each cost a fault: more than
+# all else that is done with them.
+_READ_BYTES = 120 * 1024
 
 # Any other Host on a connection to loopback is an attack by way of DNS.
 _LOOPBACK_HOST = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
 _PORT = re.compile(r":[0-9]{1,5}$")
+_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 # Below no vendor's API. Whoever sends us requests may know that we live, and no more.
 HEALTH = "/tracebridge/health"
 _REASONS = {
@@ -63,6 +67,7 @@ _REASONS = {
     429: ("Too Many Requests", "rate_limit_error", "RESOURCE_EXHAUSTED"),
     431: ("Request Header Fields Too Large", "invalid_request_error", "INVALID_ARGUMENT"),
     502: ("Bad Gateway", "api_error", "UNAVAILABLE"),
+    503: ("Service Unavailable", "overloaded_error", "UNAVAILABLE"),
 }
 
 
@@ -121,6 +126,11 @@ class Forwarder:
     connections: set[Connection] = field(default_factory=set)
     draining: bool = False
     on_idle: Callable[[], None] = lambda: None
+    # Of all connections, one after the other: room of its own would cost a read three more system
+    # calls and its first touch.
+    buffer: memoryview = field(
+        default_factory=lambda: memoryview(bytearray(_READ_BYTES)), repr=False
+    )
 
     def why_refused(self, head: RequestHead) -> tuple[int, str] | None:
         """Say with which status and words to refuse what a program says of itself, if at all."""
@@ -141,7 +151,7 @@ class Forwarder:
         return self.engine_key is not None and hmac.compare_digest(told, expected)
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(asyncio.BufferedProtocol):
     """A client's connection, and the one who decides for its upstream's."""
 
     def __init__(self, forwarder: Forwarder) -> None:
@@ -155,7 +165,7 @@ class ClientConnection(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
         # From the client: an unfinished head, or requests whose turn has not come.
-        self._held = bytearray()
+        self._held: bytes | bytearray = b""
         self._head_scanned = 0
         self._body: BodyReader | None = None
         # The request under way, while it is not known yet which model it names.
@@ -178,17 +188,27 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._forwarder.connections.add(self)
+        most = self._forwarder.limits.connections
+        if len(self._forwarder.connections) > most:
+            # Of the files that we may open, what we record and our upstreams need some too.
+            message = f"tracebridge gateway: it has the {most} connections that it may have"
+            self._answer(503, message, fields=("retry-after: 1",))
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        del sizehint
+        return self._forwarder.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._ending:
             return
+        data = bytes(self._forwarder.buffer[:nbytes])
         if self._is_tunnel:
             self._send(data)
             return
         if self._body is not None and not self._body.done and not self._held:
             data = self._take_body(data)
         if data and not self._ending:
-            self._held += data
+            self._hold(data)
             self._advance()
 
     def eof_received(self) -> bool:
@@ -228,6 +248,14 @@ class ClientConnection(asyncio.Protocol):
 
     # Requests.
 
+    def _hold(self, data: bytes) -> None:
+        if not self._held:
+            self._held = data
+        else:
+            if isinstance(self._held, bytes):
+                self._held = bytearray(self._held)
+            self._held += data
+
     def _advance(self) -> None:
         """Take on what is held, as far as that is possible now."""
         while self._held and not self._ending and not self._is_tunnel:
@@ -235,9 +263,8 @@ class ClientConnection(asyncio.Protocol):
                 if not self._take_head():
                     break
             elif not self._body.done:
-                data = bytes(self._held)
-                self._held.clear()
-                self._held += self._take_body(data)
+                data, self._held = bytes(self._held), b""
+                self._held = self._take_body(data)
             elif self._response is not None and self._response.lost:
                 # Where the answer ended only the client knows, and it goes on.
                 self._end_exchange()
@@ -258,9 +285,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _take_head(self) -> bool:
         """Start on the next request; return False where more of its head has to come first."""
-        # A client may end a body with a line too many; it belongs to no message.
-        while self._held.startswith(b"\r\n"):
-            del self._held[:2]
+        if self._held.startswith(b"\r\n"):
+            # A client may end a body with a line too many; it belongs to no message.
+            self._held = _EMPTY_LINES.sub(b"", self._held)
         try:
             end = find_head_end(self._held, self._head_scanned)
             if end < 0:
@@ -275,8 +302,7 @@ class ClientConnection(asyncio.Protocol):
         if other is not None:
             self._hand_over(other)
             return False
-        rest = bytes(self._held[end:])
-        self._held.clear()
+        rest, self._held = bytes(self._held[end:]), b""
         route = self._admit(head)
         if route is not None:
             self._start_exchange(head, route, rest)
@@ -284,8 +310,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _hand_over(self, other: asyncio.Protocol) -> None:
         """Leave the connection to *other*, with the request that it shall answer."""
-        held = bytes(self._held)
-        self._held.clear()
+        held, self._held = bytes(self._held), b""
         self._ending = True
         self._drop_upstream(reset=False)
         self._forwarder.connections.discard(self)
@@ -307,7 +332,7 @@ class ClientConnection(asyncio.Protocol):
         if stranger is not None:
             self._refuse(403, stranger, without_body=without_body)
             return None
-        path = head.target.partition("?")[0]
+        path = head.path
         try:
             self._caller = None if path == HEALTH else self._forwarder.access.caller(head)
         except NotAdmittedError as error:
@@ -352,7 +377,7 @@ class ClientConnection(asyncio.Protocol):
     def _is_agents_websocket(self, head: RequestHead) -> bool:
         return (
             head.fields.get("upgrade", "").lower() == "websocket"
-            and find_dialect("POST", head.target.partition("?")[0]) is not None
+            and find_dialect("POST", head.path) is not None
             and identify(head.fields, {}, self._forwarder.complaints) is not None
         )
 
@@ -397,7 +422,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._send_once_named(self._unnamed, rest[:used], content)
         self._record_body(content)
-        self._held += rest[used:]
+        self._held = rest[used:]
 
     def _start_recording(self, head: RequestHead, route: Route) -> Recording | None:
         if head.method != "POST":
@@ -405,7 +430,7 @@ class ClientConnection(asyncio.Protocol):
         recording = Recording(
             self._forwarder.recorder,
             method=head.method,
-            path=head.target.partition("?")[0],
+            path=head.path,
             headers=head.fields,
             origin=route.origin,
         )
@@ -472,7 +497,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             async with asyncio.timeout(seconds):
                 await self._loop.create_connection(
-                    lambda: _UpstreamConnection(self),
+                    lambda: _UpstreamConnection(self, self._forwarder.buffer),
                     origin.host,
                     origin.port,
                     ssl=self._forwarder.tls if is_tls else None,
@@ -518,7 +543,7 @@ class ClientConnection(asyncio.Protocol):
         if recording is not None:
             recording.status = status
             recording.answered_by_us = True
-            recording.response_headers = {"request-id": f"tb_{recording.call_id}"}
+            recording.response_fields = [(b"request-id", f"tb_{recording.call_id}".encode())]
             recording.finish(error_type, message)
 
     def response_received(self, data: bytes) -> None:
@@ -575,7 +600,7 @@ class ClientConnection(asyncio.Protocol):
             self._recording.finish()
         if self._held:
             self._send(bytes(self._held))
-            self._held.clear()
+            self._held = b""
 
     def _end_exchange(self) -> None:
         if self._recording is not None:
@@ -694,7 +719,7 @@ class ClientConnection(asyncio.Protocol):
         what it has not read yet.
         """
         self._ending = True
-        self._held.clear()
+        self._held = b""
         if self._connecting is not None:
             self._connecting.cancel()
         self._drop_upstream(reset=False)
@@ -730,9 +755,10 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.resume_reading()
 
 
-class _UpstreamConnection(asyncio.Protocol):
-    def __init__(self, client: ClientConnection) -> None:
+class _UpstreamConnection(asyncio.BufferedProtocol):
+    def __init__(self, client: ClientConnection, buffer: memoryview) -> None:
         self._client: ClientConnection | None = client
+        self._buffer = buffer
         self._transport: asyncio.Transport
         self._is_half_closed = False
 
@@ -741,9 +767,13 @@ class _UpstreamConnection(asyncio.Protocol):
         if self._client is not None:
             self._client.upstream_connected(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        del sizehint
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._client is not None:
-            self._client.response_received(data)
+            self._client.response_received(bytes(self._buffer[:nbytes]))
 
     def pause_writing(self) -> None:
         if self._client is not None:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import httptools
 
 HEAD_LIMIT = 256 * 1024
 _CHUNK_LINE_LIMIT = 4096
+# Too long to be remembered.
+_LONG_LINE = 1024
+_FRAMING = frozenset({"content-length", "transfer-encoding", "host"})
 
 _BARE_NEWLINE = re.compile(rb"(?<!\r)\n")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~\x80-\xff]+) HTTP/1\.[01]")
@@ -35,6 +39,8 @@ class BadRequestError(Exception):
 class RequestHead:
     method: str
     target: str
+    # The target without its query.
+    path: str
     # The last word of the request line.
     version: bytes
     # As sent, without line ends.
@@ -43,6 +49,18 @@ class RequestHead:
     fields: Mapping[str, str]
     # None: chunked.
     content_length: int | None
+
+    def with_lines(self, lines: Sequence[bytes]) -> RequestHead:
+        # Once a call; `dataclasses.replace` takes three times as long.
+        return RequestHead(
+            self.method,
+            self.target,
+            self.path,
+            self.version,
+            lines,
+            self.fields,
+            self.content_length,
+        )
 
     def encode(self, target: str, host: str) -> bytes:
         """Return the head with another target and Host value, all else kept."""
@@ -85,31 +103,42 @@ def parse_request_head(data: bytes) -> RequestHead:
     codings: list[str] = []
     hosts = 0
     for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            if line.startswith((b" ", b"\t")):
-                raise BadRequestError("a header field is folded over several lines")
-            raise BadRequestError("a header field is malformed")
-        name = field[1].lower().decode("ascii")
-        value = field[2].decode("latin-1").rstrip(" \t")
+        name, value = _parse_field(line) if len(line) > _LONG_LINE else _parse_short_field(line)
         fields.setdefault(name, value)
+        if name not in _FRAMING:
+            continue
         if name == "content-length":
             lengths.add(value)
         elif name == "transfer-encoding":
             codings.append(value.lower())
-        elif name == "host":
+        else:
             hosts += 1
     if hosts != 1:
         raise BadRequestError("the request needs exactly one Host")
     version = request_line.rsplit(b" ", 1)[1]
+    target = match[2].decode("latin-1")
     return RequestHead(
         method=match[1].decode("ascii"),
-        target=match[2].decode("latin-1"),
+        target=target,
+        path=target.partition("?")[0],
         version=version,
         lines=lines,
         fields=fields,
         content_length=_content_length(lengths, codings, version),
     )
+
+
+def _parse_field(line: bytes) -> tuple[str, str]:
+    field = _FIELD.fullmatch(line)
+    if field is None:
+        if line.startswith((b" ", b"\t")):
+            raise BadRequestError("a header field is folded over several lines")
+        raise BadRequestError("a header field is malformed")
+    return field[1].lower().decode("ascii"), field[2].decode("latin-1").rstrip(" \t")
+
+
+# Most of an agent's head is the same for each of its calls.
+_parse_short_field = lru_cache(maxsize=1024)(_parse_field)
 
 
 def _content_length(lengths: set[str], codings: list[str], version: bytes) -> int | None:
@@ -247,7 +276,7 @@ class ResponseReader:
         self.upgraded = False
         # The copy cannot be followed any more; nobody knows where the response ends.
         self.lost = False
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
     @property
     def is_head_only(self) -> bool:
@@ -259,7 +288,7 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> None:
         self.started = True
-        if self.done or self.lost:
+        if self._parser is None:
             return
         try:
             self._parser.feed_data(data)
@@ -268,6 +297,9 @@ class ResponseReader:
         except httptools.HttpParserError:
             # Also how an exception of a callback arrives, ours and others'.
             self.lost = not (self.done or self.upgraded)
+        if self.done or self.lost:
+            # It holds us, and whoever collects the garbage comes late for a body of megabytes.
+            self._parser = None
 
     def on_message_begin(self) -> None:
         if self.done:
@@ -287,6 +319,7 @@ class ResponseReader:
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        assert self._parser is not None
         status = self._parser.get_status_code()
         self._interim = 100 <= status < 200 and status != 101
         if self._interim:

@@ -1,4 +1,4 @@
-"""How long a client may keep us waiting, and how much it may send.
+"""How long a client may keep us waiting, how much it may send, and how many there may be.
 
 Nothing is timed while a model is at work: how long to wait for that is the agent's to say.
 """
@@ -18,6 +18,8 @@ class Limits:
     # sooner; an end that comes from us must not be the one that an agent stumbles over.
     idle_seconds: float = 900
     connect_seconds: float = 30
+    # Open at a time, each with one to an upstream; fewer where the system allows fewer files.
+    connections: int = 10_000
     # What one request's body may have; None: whatever the upstream takes.
     request_bytes: int | None = None
 

@@ -15,9 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
 
 import orjson
 
@@ -26,44 +24,28 @@ from tracebridge.gateways._respan_rows import call_of_row, is_call
 from tracebridge.gateways.access import NotAdmittedError
 from tracebridge.gateways.decompress import decompress
 from tracebridge.gateways.forwarding import Forwarder, why_strange
-from tracebridge.gateways.framing import (
-    BadRequestError,
-    BodyReader,
-    RequestHead,
-    body_reader,
-    find_head_end,
-    parse_request_head,
-)
-from tracebridge.gateways.limits import Standstill
+from tracebridge.gateways.framing import BadRequestError, RequestHead
 from tracebridge.gateways.litellm import call_of_record
+from tracebridge.gateways.recorder import Record
+from tracebridge.gateways.taken_over import TakenOver
 from tracebridge.lines import parse_object
 from tracebridge.model import LOGGED, GatewayCall
 
 RESPAN_PATHS = ("/api/request-logs/create", "/api/request-logs")
 LITELLM_PATH = "/api/litellm-logs"
+_PATHS = frozenset({*RESPAN_PATHS, LITELLM_PATH})
 # Respan takes no more.
 BODY_LIMIT = 20 * 1024 * 1024
-_REASONS = {
-    200: "OK",
-    201: "Created",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    413: "Content Too Large",
-    503: "Service Unavailable",
-}
-# How long a client may go on sending what nobody reads, so that it gets to our answer.
-_LINGER_SECONDS = 2
 
 
 class LoggedCalls:
-    """Take over the connections on which scripts log; *record* gets each call, may block or raise."""
+    """Take over the connections on which scripts log; *record* gets their calls."""
 
-    def __init__(self, record: Callable[[GatewayCall], None]) -> None:
+    def __init__(self, record: Record) -> None:
         self._record = record
 
     def __call__(self, forwarder: Forwarder, head: RequestHead) -> asyncio.Protocol | None:
-        known = head.method == "POST" and _path(head) in {*RESPAN_PATHS, LITELLM_PATH}
+        known = head.method == "POST" and _path(head) in _PATHS
         return _Logging(forwarder, self._record) if known else None
 
 
@@ -94,32 +76,14 @@ def calls_of_records(body: bytes) -> list[GatewayCall]:
     return known
 
 
-class _Logging(asyncio.Protocol):
+class _Logging(TakenOver):
     """A connection on which one request log comes; the next request finds another."""
 
-    def __init__(self, forwarder: Forwarder, record: Callable[[GatewayCall], None]) -> None:
-        self._forwarder = forwarder
+    def __init__(self, forwarder: Forwarder, record: Record) -> None:
+        super().__init__(forwarder)
         self._record = record
-        self._transport: asyncio.Transport
-        self._held = bytearray()
-        self._head: RequestHead | None = None
         self._client_name: str | None = None
-        self._reader: BodyReader | None = None
-        self._body = bytearray()
-        self._storing: asyncio.Task[None] | None = None
         self._answered = False
-        self._heard_bytes = 0
-        self._standstill = Standstill()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._forwarder.connections.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self._forwarder.connections.discard(self)
-        if not self._forwarder.connections:
-            self._forwarder.on_idle()
 
     def data_received(self, data: bytes) -> None:
         self._heard_bytes += len(data)
@@ -130,30 +94,15 @@ class _Logging(asyncio.Protocol):
             except BadRequestError as error:
                 self._refuse(error.status, str(error))
 
-    def give_up(self, now: float) -> None:
-        limit = self._forwarder.limits.idle_seconds
-        if self._standstill.seconds(self._heard_bytes, now) >= limit and self._storing is None:
-            self._transport.close()
-
-    def drain(self) -> None:
-        if self._storing is None:
-            self._transport.close()
-
-    def abort(self) -> None:
-        self._transport.abort()
-
     def _take(self, data: bytes) -> None:
+        self._held += data
         if self._reader is None:
-            self._held += data
-            end = find_head_end(self._held, 0)
-            if end < 0:
+            head = self._take_head()
+            if head is None or not self._admit(head):
                 return
-            self._head = parse_request_head(bytes(self._held[:end]))
-            self._reader = body_reader(self._head)
-            if not self._admit(self._head):
-                return
-            data = bytes(self._held[end:])
-        _, content = self._reader.feed(data)
+        assert self._reader is not None
+        _, content = self._reader.feed(bytes(self._held))
+        self._held.clear()
         for piece in content:
             self._body += piece
         if len(self._body) > BODY_LIMIT:
@@ -195,13 +144,12 @@ class _Logging(asyncio.Protocol):
         """Record what a body tells; return the answer."""
         data = decompress(body, head.fields.get("content-encoding", ""))
         if _path(head) == LITELLM_PATH:
-            for call in calls_of_records(data):
-                self._record(call)
+            self._record(calls_of_records(data))
             return {}
         call = call_of_body(data, head.fields.get("user-agent", ""), time.time_ns())
         if self._client_name is not None:
             call = replace(call, client_name=self._client_name)
-        self._record(call)
+        self._record((call,))
         return {"message": "log successful", "unique_id": call.call_id.partition(":")[2]}
 
     def _refuse(self, status: int, message: str) -> None:
@@ -209,21 +157,12 @@ class _Logging(asyncio.Protocol):
         self._answer(status, {"detail": f"tracebridge gateway: {message}"[:500]})
 
     def _answer(self, status: int, document: dict[str, str]) -> None:
-        body = orjson.dumps(document)
-        head = (
-            f"HTTP/1.1 {status} {_REASONS.get(status, 'Bad Request')}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            # The next request may be for a model, and not for us.
-            "connection: close\r\n\r\n"
-        )
         self._storing = None
         self._answered = True
-        if not self._transport.is_closing():
-            self._transport.write(head.encode() + body)
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.close)
+        # The next request may be for a model, and not for us.
+        self._write(status, "application/json", orjson.dumps(document), "connection: close\r\n")
+        self._end_lingering()
 
 
 def _path(head: RequestHead) -> str:
-    return head.target.partition("?")[0].rstrip("/")
+    return head.path.rstrip("/")

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import orjson
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
@@ -34,23 +34,14 @@ from tracebridge.fields import dict_of, dicts_in, text_of
 from tracebridge.fragments import split
 from tracebridge.gateways.decompress import decompress
 from tracebridge.gateways.forwarding import Forwarder
-from tracebridge.gateways.framing import (
-    BadRequestError,
-    BodyReader,
-    RequestHead,
-    body_reader,
-    find_head_end,
-    parse_request_head,
-)
-from tracebridge.gateways.limits import Standstill
+from tracebridge.gateways.framing import BadRequestError, RequestHead
+from tracebridge.gateways.taken_over import TakenOver
 from tracebridge.model import HookEvent, SpanExport
 
 BODY_LIMIT = 16 * 1024 * 1024
 # Ids, counts and names are short; what is longer is none of them.
 VALUE_LIMIT = 256
 TOO_LARGE = f"an export may have {BODY_LIMIT} bytes; export smaller batches"
-# How long a client may go on sending what nobody reads, so that it gets to our answer.
-_LINGER_SECONDS = 2
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 _TRACES = "/v1/traces"
@@ -62,17 +53,6 @@ _MESSAGES: Mapping[str, type[Message]] = {
     "/v1/logs": ExportLogsServiceRequest,
     _TRACES: ExportTraceServiceRequest,
     "/v1/metrics": ExportMetricsServiceRequest,
-}
-_REASONS = {
-    200: "OK",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    413: "Content Too Large",
-    415: "Unsupported Media Type",
-    503: "Service Unavailable",
 }
 _GRPC_INVALID_ARGUMENT, _GRPC_UNAVAILABLE = 3, 14
 
@@ -182,32 +162,14 @@ class OtlpReceiver:
         return _Exporter(forwarder, self._take) if _path(head) in _MESSAGES else None
 
 
-class _Exporter(asyncio.Protocol):
+class _Exporter(TakenOver):
     """A connection on which export requests come, one after the other."""
 
     def __init__(self, forwarder: Forwarder, take: Take) -> None:
-        self._forwarder = forwarder
+        super().__init__(forwarder)
         self._take = take
-        self._transport: asyncio.Transport
-        self._held = bytearray()
-        self._head: RequestHead | None = None
-        self._reader: BodyReader | None = None
-        self._body = bytearray()
-        self._storing: asyncio.Task[None] | None = None
-        self._heard_bytes = 0
-        self._standstill = Standstill()
         # Refused: what still comes is thrown away, so that the client gets to our answer.
         self._ending = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._forwarder.connections.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self._forwarder.connections.discard(self)
-        if not self._forwarder.connections:
-            self._forwarder.on_idle()
 
     def data_received(self, data: bytes) -> None:
         if self._ending or self._transport.is_closing():
@@ -223,28 +185,13 @@ class _Exporter(asyncio.Protocol):
         except BadRequestError as error:
             self._complain(error.status, str(error), self._head)
 
-    def give_up(self, now: float) -> None:
-        limit = self._forwarder.limits.idle_seconds
-        if self._standstill.seconds(self._heard_bytes, now) >= limit and self._storing is None:
-            self._transport.close()
-
-    def drain(self) -> None:
-        if self._storing is None:
-            self._transport.close()
-
-    def abort(self) -> None:
-        self._transport.abort()
-
     def _advance(self) -> None:
         while self._storing is None and not self._ending:
             if self._head is None or self._reader is None:
-                end = find_head_end(self._held, 0)
-                if end < 0:
+                head = self._take_head()
+                if head is None:
                     return
-                self._head = parse_request_head(bytes(self._held[:end]))
-                del self._held[:end]
-                self._reader = body_reader(self._head)
-                self._admit(self._head)
+                self._admit(head)
                 continue
             data = bytes(self._held)
             used, content = self._reader.feed(data)
@@ -333,21 +280,13 @@ class _Exporter(asyncio.Protocol):
         else:
             body = orjson.dumps({"code": code, "message": text})
         self._answer(status, body, head)
-        if status != 503 and not self._transport.is_closing():
+        if status != 503:
             self._ending = True
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.close)
+            self._end_lingering()
 
     def _answer(self, status: int, body: bytes, head: RequestHead | None) -> None:
         is_protobuf = head is not None and _content_type(head) == PROTOBUF
-        lines = (
-            f"HTTP/1.1 {status} {_REASONS.get(status, 'Bad Request')}\r\n"
-            f"content-type: {PROTOBUF if is_protobuf else JSON}\r\n"
-            f"content-length: {len(body)}\r\n\r\n"
-        )
-        if not self._transport.is_closing():
-            self._transport.write(lines.encode() + body)
+        self._write(status, PROTOBUF if is_protobuf else JSON, body)
 
 
 def _ids_from_hex(bearer: dict[str, Any]) -> None:
@@ -358,7 +297,7 @@ def _ids_from_hex(bearer: dict[str, Any]) -> None:
 
 
 def _path(head: RequestHead) -> str:
-    return head.target.partition("?")[0]
+    return head.path
 
 
 def _content_type(head: RequestHead) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Outward:
     def _prepare(
         self, head: RequestHead, target: str, route: Route, client: str | None
     ) -> Outgoing:
-        path = head.target.partition("?")[0]
+        path = head.path
         found = find_dialect(head.method, path)
         if found is None:
             return Outgoing(head, target)
@@ -103,7 +103,7 @@ class Outward:
             if wanted.route_provider and "x-respan-route-provider" not in head.fields:
                 lines.append(_line("X-Respan-Route-Provider", wanted.route_provider))
             secrets = tuple(wanted.secrets)
-        head = replace(head, lines=lines)
+        head = head.with_lines(lines)
         if not wanted.aliases:
             return Outgoing(head, target, secrets=secrets)
         named = model_in_path(found[0], path)
@@ -228,9 +228,14 @@ def _ids(agent: str, session_id: str, turn_key: str, subagent_id: str | None) ->
     return trace_id, ids.root_span_id(trace_id)
 
 
+@lru_cache(maxsize=16)
+def _is_respans_host(host: str) -> bool:
+    return _RESPAN_HOST.fullmatch(host) is not None
+
+
 def _is_respans(route: Route) -> bool:
     """Say whether Respan's gateway is behind, or one with its layout as a base URL says."""
-    if _RESPAN_HOST.fullmatch(route.origin.host):
+    if _is_respans_host(route.origin.host):
         return True
     return route.keeps_path and _RESPAN_PATH.match(route.target) is not None
 

@@ -10,10 +10,12 @@ import asyncio
 import ipaddress
 import os
 import re
+import resource
 import signal
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,7 @@ from tracebridge.gateways.limits import Limits
 from tracebridge.gateways.logged import LoggedCalls
 from tracebridge.gateways.otlp import OtlpReceiver, Take
 from tracebridge.gateways.outward import Outward
-from tracebridge.gateways.recorder import Complaints, Recorder
+from tracebridge.gateways.recorder import Complaints, Record, Recorder
 from tracebridge.gateways.reloading import InForce, SourceError, Sources, parse_upstream_keys
 from tracebridge.gateways.spending import Spending
 from tracebridge.gateways.upstream import Upstream, Upstreams, parse_upstreams
@@ -40,6 +42,8 @@ from tracebridge.tags import parse_tags, tags_in
 # Many connections can come at once when agents start together.
 _LISTEN_BACKLOG = 1024
 _LAST_RECORDS_SECONDS = 5
+# That we may have open beside those of connections.
+_OTHER_FILES = 64
 # How often we look for clients that keep us waiting.
 _LOOK_SECONDS = 5
 # The recording thread must not keep the forwarder waiting for Python's default of 5 ms at a time.
@@ -151,14 +155,14 @@ def parse_listen(listen: str) -> tuple[str, int]:
 
 async def serve(
     options: GatewayOptions,
-    record: Callable[[GatewayCall], None],
+    record: Record,
     ready: Callable[[str], None],
     take: Take | None = None,
     hang_up: Callable[[Callable[[], None]], None] = lambda _reload: None,
 ) -> None:
     """Run the gateway until cancelled; then let requests under way end before returning.
 
-    *record* is called in a thread of its own, one call at a time, and may block or raise.
+    *record* is called in threads, with calls that ended at about the same time; it may block or raise.
     *take* gets what agents and other gateways export, in threads; without it nobody can export.
     *ready* gets the base URL once connections are accepted, *hang_up* what to call on SIGHUP.
     Raise OptionsError where a key, a certificate or an engine cannot be used.
@@ -175,14 +179,16 @@ async def serve(
         record = _naming(record, engine)
     forwarder = Forwarder(
         upstreams=options.upstreams(),
-        recorder=Recorder(_counting(record, figures, spending, complaints), complaints),
+        recorder=Recorder(record, complaints, _counting(figures, spending, complaints)),
         complaints=complaints,
         outward=_outward(options, complaints),
         tls=tls,
         own_page=figures.own_page,
         names=options.names,
         spending=spending,
-        limits=options.limits,
+        limits=replace(
+            options.limits, connections=min(options.limits.connections, _room_for_connections())
+        ),
     )
     faces: list[TakeOver] = [LoggedCalls(record)]
     if take is not None:
@@ -260,6 +266,10 @@ def run(options: GatewayOptions) -> None:
         import uvloop  # noqa: PLC0415
 
         loop_factory = uvloop.new_event_loop
+    # Often few, for the sake of programs from long ago.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     switch_seconds = sys.getswitchinterval()
     sys.setswitchinterval(_THREAD_SWITCH_SECONDS)
     try:
@@ -277,11 +287,14 @@ async def _serve_until_signal(options: GatewayOptions, spool: Spool) -> None:
     loop = asyncio.get_running_loop()
     launcher_env = tags_in(os.environ) if options.launcher_pid is not None else {}
 
-    def record(call: GatewayCall) -> None:
+    def as_kept(call: GatewayCall) -> GatewayCall:
         if options.launcher_pid is not None:
             call = replace(call, launcher_pid=options.launcher_pid, launcher_env=launcher_env)
         # What an upstream says of an error may repeat what it was sent.
-        spool.write_call(call if call.error_message is None else scrub_call(call))
+        return call if call.error_message is None else scrub_call(call)
+
+    def record(calls: Sequence[GatewayCall]) -> None:
+        spool.write_calls(list(map(as_kept, calls)))
 
     def hang_up(reload: Callable[[], None]) -> None:
         # In a terminal it means that the terminal is gone.
@@ -308,12 +321,9 @@ async def _serve_until_signal(options: GatewayOptions, spool: Spool) -> None:
 
 
 def _counting(
-    record: Callable[[GatewayCall], None],
-    figures: Figures,
-    spending: Spending | None,
-    complaints: Complaints,
+    figures: Figures, spending: Spending | None, complaints: Complaints
 ) -> Callable[[GatewayCall], None]:
-    """Return what records a call and counts it, whether recording works or not."""
+    """Return what counts a call, whether it could be recorded or not."""
 
     def count(call: GatewayCall) -> None:
         figures.count(call)
@@ -326,21 +336,20 @@ def _counting(
         except OSError as error:
             complaints.add("spending not counted", error)
 
-    def record_and_count(call: GatewayCall) -> None:
-        try:
-            record(call)
-        finally:
-            count(call)
-
-    return record_and_count
+    return count
 
 
-def _naming(record: Callable[[GatewayCall], None], engine: Engine) -> Callable[[GatewayCall], None]:
-    return lambda call: record(engine.named(call))
+def _naming(record: Record, engine: Engine) -> Record:
+    return lambda calls: record(list(map(engine.named, calls)))
 
 
 def _naming_spans(take: Take, engine: Engine) -> Take:
     return lambda told: take(engine.with_names(told) if isinstance(told, SpanExport) else told)
+
+
+def _room_for_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else (files - _OTHER_FILES) // 2
 
 
 def _port_of(server: asyncio.Server) -> int:
@@ -385,8 +394,11 @@ def _outward(options: GatewayOptions, complaints: Complaints) -> Outward:
 def _taken_over(
     faces: Sequence[TakeOver], forwarder: Forwarder, head: RequestHead
 ) -> asyncio.Protocol | None:
-    served = (face(forwarder, head) for face in faces)
-    return next((protocol for protocol in served if protocol is not None), None)
+    for face in faces:
+        protocol = face(forwarder, head)
+        if protocol is not None:
+            return protocol
+    return None
 
 
 async def _drain(forwarder: Forwarder, seconds: float) -> None:

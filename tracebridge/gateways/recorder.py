@@ -42,6 +42,10 @@ _HAND_OVER_BYTES = 64 * 1024
 _PIECE_COST = 128
 _ATTEMPTS_REMEMBERED = 4096
 _SETTLE_SECONDS = 0.02
+# For how long recording waits for a pause, and for how much.
+_LONGEST_WAIT_SECONDS = 0.1
+_WAIT_LIMIT_BYTES = 16 * 1024 * 1024
+_MOST_AT_ONCE = 100
 _MESSAGE_LIMIT = 500
 _HEADER_VALUE_LIMIT = 1024
 _ERROR_BODY_LIMIT = 256 * 1024
@@ -138,7 +142,7 @@ class Recording:
         self.request_body = bytearray()
         self.request_bytes = 0
         self.status: int | None = None
-        self.response_headers: dict[str, str] = {}
+        self.response_fields: Sequence[tuple[bytes, bytes]] = ()
         self.response_bytes = 0
         self.first_byte_ns: int | None = None
         self.error_type: str | None = None
@@ -168,10 +172,7 @@ class Recording:
 
     def take_response_head(self, status: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
         self.status = status
-        for name, value in fields:
-            self.response_headers.setdefault(
-                name.decode("latin-1").lower(), value.decode("latin-1")
-            )
+        self.response_fields = fields
 
     def take_response_body(self, piece: bytes) -> None:
         now_ns = self._now_ns()
@@ -201,12 +202,22 @@ class Recording:
 
 
 class Recorder:
-    """Make calls of recordings in a thread of its own and give each to *record*."""
+    """Make calls of recordings in a thread of its own and give them to *record*."""
 
-    def __init__(self, record: Callable[[GatewayCall], None], complaints: Complaints) -> None:
+    def __init__(
+        self,
+        record: Record,
+        complaints: Complaints,
+        count: Callable[[GatewayCall], None] = lambda _call: None,
+    ) -> None:
         self._record = record
+        self._count = count
         self._complaints = complaints
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        # How often something was; by the forwarder's thread alone.
+        self._submitted = 0
+        # Of the backlog, what is being recorded.
+        self._taken = 0
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._backlog_bytes = 0
@@ -243,6 +254,7 @@ class Recorder:
             pieces = []
             if is_last:
                 recording.request_body = bytearray()
+        self._submitted += 1
         self._work.put((recording, pieces, cost, is_last))
 
     @property
@@ -258,37 +270,91 @@ class Recorder:
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
-            recording, pieces, cost, is_last = work
-            try:
-                self._take(recording, pieces, is_last=is_last)
-            # Whatever a vendor's bytes or the disk do, the next call is to be recorded.
-            except Exception as error:  # noqa: BLE001
-                self._complaints.add(f"call not recorded ({_kind(error)})", error)
-            del work, recording, pieces
+            calls = self._calls(work)
+            del work
+            if calls:
+                self._keep(calls)
+                self._count_in(calls)
             with self._lock:
-                self._backlog_bytes -= cost
-                self._backlog_calls -= is_last
+                self._backlog_calls -= self._taken
+                self._taken = 0
+
+    def _keep(self, calls: Sequence[GatewayCall]) -> None:
+        try:
+            self._record(calls)
+        # Whatever the disk does, the next calls are to be recorded.
+        except Exception as error:  # noqa: BLE001
+            if len(calls) == 1:
+                self._complaints.add(f"call not recorded ({_kind(error)})", error)
+                return
+            # It may be the fault of one of them.
+            for call in calls:
+                self._keep((call,))
+
+    def _count_in(self, calls: Sequence[GatewayCall]) -> None:
+        for call in calls:
+            try:
+                self._count(call)
+            except Exception as error:  # noqa: BLE001
+                self._complaints.add(f"call not counted ({_kind(error)})", error)
 
     def _next(self) -> _Work | None:
         try:
             return self._work.get_nowait()
         except queue.Empty:
             work = self._work.get()
-            # An agent often sends its next request as soon as it has an answer; to parse just then
-            # would hold up the forwarder, which needs the interpreter too.
-            self._closing.wait(_SETTLE_SECONDS)
+            self._wait_for_a_pause()
             return work
+
+    def _wait_for_a_pause(self) -> None:
+        # An agent often sends its next request as soon as it has an answer; to parse just then
+        # would hold up the forwarder, which needs the interpreter too.
+        give_up = time.monotonic() + _LONGEST_WAIT_SECONDS
+        submitted = -1
+        while self._submitted != submitted and self._backlog_bytes < _WAIT_LIMIT_BYTES:
+            submitted = self._submitted
+            if self._closing.wait(_SETTLE_SECONDS) or time.monotonic() > give_up:
+                break
+
+    def _calls(self, work: _Work) -> list[GatewayCall]:
+        """Return the calls that end with *work* and what waits behind it."""
+        calls: list[GatewayCall] = []
+        while True:
+            recording, pieces, cost, is_last = work
+            try:
+                call = self._take(recording, pieces, is_last=is_last)
+                if call is not None:
+                    calls.append(call)
+            # Whatever a vendor's bytes do, the next call is to be recorded.
+            except Exception as error:  # noqa: BLE001
+                self._complaints.add(f"call not recorded ({_kind(error)})", error)
+            del recording, pieces
+            self._taken += is_last
+            with self._lock:
+                self._backlog_bytes -= cost
+            if len(calls) == _MOST_AT_ONCE or self._work.empty():
+                return calls
+            following = self._work.get()
+            if following is None:
+                self._work.put(None)
+                return calls
+            work = following
 
     def _take(
         self, recording: Recording, pieces: list[tuple[int, bytes]], *, is_last: bool
-    ) -> None:
+    ) -> GatewayCall | None:
         if recording.parsing is None:
             recording.parsing = _Parsing(recording, self._complaints)
         recording.parsing.feed(pieces)
-        if is_last:
-            self._record(recording.parsing.make_call(self._attempts))
+        if not is_last:
+            return None
+        # They hold each other, and whoever collects the garbage comes late for a body of megabytes.
+        parsing, recording.parsing = recording.parsing, None
+        return parsing.make_call(self._attempts)
 
 
+# What keeps calls; it may block or raise.
+Record = Callable[[Sequence[GatewayCall]], None]
 _Work = tuple[Recording, list[tuple[int, bytes]], int, bool]
 
 
@@ -303,7 +369,12 @@ class _Parsing:
         self._parser: ResponseParser | None = None
         self._error_body = bytearray()
         self._decompressor: Decompressor | None = None
-        headers = recording.response_headers
+        # Of several of one name, the first.
+        self._headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in reversed(recording.response_fields)
+        }
+        headers = self._headers
         try:
             self._decompressor = Decompressor(headers.get("content-encoding", ""))
         except CannotDecompressError:
@@ -333,7 +404,7 @@ class _Parsing:
         response = self._parser.facts() if self._parser else ResponseFacts()
         identity = identify(recording.headers, request.body, self._complaints)
         error_type, error_message = self._error(response)
-        headers = recording.response_headers
+        headers = self._headers
         renamed = recording.renamed
         requested_model = request.requested_model if renamed is None else renamed.model
         dialect, provider = "unknown", None
@@ -421,7 +492,7 @@ class _Parsing:
             and self._understood
             and response.understood
             and not recording.partial
-            and "text/event-stream" in recording.response_headers.get("content-type", "").lower()
+            and "text/event-stream" in self._headers.get("content-type", "").lower()
         )
 
     def _masked(self, message: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 PRESETS = {
@@ -132,6 +133,8 @@ def parse_upstreams(specs: Iterable[str]) -> Upstreams:
     return Upstreams(base, families)
 
 
+# Agents use few.
+@lru_cache(maxsize=64)
 def _split_prefix(path: str) -> tuple[str | None, str]:
     for prefix, family in _FAMILY_OF_PREFIX:
         match = prefix.match(path)
