@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from setups import ANTHROPIC_KEY, KEYS, Gateway, World
 
+from tracebridge.agents.claude_code.wiring import HOT_EVENTS
 from tracebridge.checks import rules
 from tracebridge.doctor import as_json, as_text, rules_page
 from tracebridge.model import CallIdentity, GatewayCall
@@ -118,6 +119,10 @@ def without_event(path: str, event: str) -> Act:
     return act
 
 
+def integrated(*options: str) -> Act:
+    return lambda world: world.tracebridge("integrate", "claude-code", *options)
+
+
 def without_hooks(world: World) -> None:
     settings = json.loads(world.file(CLAUDE).read_text())
     del settings["hooks"]
@@ -198,10 +203,7 @@ def sink_down(world: World) -> None:
     span = OutboxSpan(span_id="a" * 16, trace_id="b" * 32, resource=(), data=b"")
     with Store(world.state) as store, store.transaction():
         sink = "otlp"
-        store._db.execute(
-            "INSERT INTO outbox (sink, span_id, trace_id, resource, data) VALUES (?, ?, ?, ?, ?)",
-            (sink, span.span_id, span.trace_id, b"[]", span.data),
-        )
+        store.offer(span.trace_id, [(span.span_id, span.data)], (), [sink])
         store._set_error(sink, 0, "http://127.0.0.1:9: connection refused; is it running?")
 
 
@@ -280,6 +282,12 @@ CASES = [
     Case("claude-hooks-disabled", claude(disableAllHooks=True)),
     Case("claude-hooks-disabled", claude("./.claude/settings.json", disableAllHooks=True)),
     Case("claude-managed-hooks-only", managed(allowManagedHooksOnly=True), unmanaged),
+    Case("claude-tool-hooks-missing", without_event(CLAUDE, "PreToolUse")),
+    Case(
+        "claude-tool-hooks-missing",
+        both(integrated(), *(without_event(CLAUDE, event) for event in HOT_EVENTS)),
+        integrated("--light"),
+    ),
     Case("claude-hint-headers-off", claude_env(CLAUDE_CODE_GATEWAY_HINT_HEADERS="0")),
     Case("claude-hint-headers-off", both(claude(env={}), base_url(RESPAN))),
     Case(

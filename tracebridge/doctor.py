@@ -23,6 +23,7 @@ from tracebridge.checks import (
     rules,
 )
 from tracebridge.config_files import ConfigFile, EditError, Place, edited, write
+from tracebridge.integrate import light_agents
 from tracebridge.routing import Source, routing_module
 from tracebridge.settings import Settings, SettingsError, read_settings
 from tracebridge.store import StoreError
@@ -192,7 +193,8 @@ def _summary(problems: int, notes: int, done: int) -> str:
 def _machine(place: Place, now_ns: int) -> Iterator[Machine]:
     settings, settings_problem = settings_of(place.env)
     store, store_problem = open_store(settings)
-    machine = Machine(place, settings, now_ns, settings_problem, store_problem, store)
+    light = light_agents(settings.home, place.project)
+    machine = Machine(place, settings, now_ns, settings_problem, store_problem, store, light)
     try:
         if store is not None:
             try:

@@ -200,6 +200,17 @@ def gateway_upstreams(home: Path) -> dict[str, str]:
     return dict(_table(_read_record(home), "upstreams"))
 
 
+def light_agents(home: Path, project: Path) -> dict[str, bool]:
+    """Return by agent that is set up whether its tool calls shall run no hooks."""
+    found: dict[str, bool] = {}
+    for whose, asked in _table(_read_record(home), "asked").items():
+        slug, _, local = whose.partition(" ")
+        if local in {"", str(project)} and isinstance(asked, dict):
+            # Hooks of user and project add up.
+            found[slug] = found.get(slug, True) and bool(asked.get("light"))
+    return found
+
+
 def _planned(
     agent: Agent, place: Place, options: Options, home: Path, *, remove: bool
 ) -> tuple[Outcome, dict[str, Any]]:

@@ -32,6 +32,8 @@ class Reach:
     unit: str = "x"
     at_most: float | None = None
     at_least: float | None = None
+    # See `interval`.
+    between: tuple[float, float] | None = None
 
     @property
     def met(self) -> bool:
@@ -49,11 +51,22 @@ class Reach:
     def verdict(self) -> str:
         if self.at_most is None and self.at_least is None:
             return ""
+        aim = self.at_least if self.at_most is None else self.at_most
+        if self.between and aim is not None and self.between[0] <= aim < self.between[1]:
+            return "not settled"
         return "met" if self.met else "NOT met"
 
     def line(self) -> str:
         measured = f"{self.measured:10.2f} {self.unit:5}"
-        return f"{self.what:62} {measured} {self.aim:12} {self.verdict}".rstrip()
+        between = f"[{self.between[0]:.3f}, {self.between[1]:.3f}] " if self.between else ""
+        return f"{self.what:62} {measured} {self.aim:12} {between}{self.verdict}".rstrip()
+
+
+def interval(values: Sequence[float], draws: int = 4000) -> tuple[float, float]:
+    """Return between what the median of more such values lies, 19 times of 20: a bootstrap."""
+    draw = random.Random(1)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(draws))
+    return medians[draws // 40], medians[-1 - draws // 40]
 
 
 def tell(reaches: Sequence[Reach], details: object, path: Path | None) -> None:

@@ -75,6 +75,8 @@ class Machine:
     settings_problem: str | None = None
     store_problem: str | None = None
     store: Store | None = None
+    # Of agents that were set up from here, whether their tool calls shall run no hooks.
+    light: Mapping[str, bool] = field(default_factory=dict)
     # What other programs printed, so that each is started once.
     printed: dict[tuple[str, ...], str | None] = field(default_factory=dict)
     recent: list[GatewayCall] = field(default_factory=list)

@@ -18,7 +18,7 @@ from tracebridge.agents.claude_code.routing import (
     scopes,
     variable,
 )
-from tracebridge.agents.claude_code.wiring import HINT_HEADERS
+from tracebridge.agents.claude_code.wiring import HINT_HEADERS, HOT_EVENTS
 from tracebridge.checks import AgentLook, Change, Finding, Fix, rule
 from tracebridge.config_files import ConfigFile
 from tracebridge.edits import KeyPath
@@ -226,6 +226,26 @@ def managed_hooks_only(look: AgentLook) -> Iterator[Finding]:
             at=(Source(managed, ("allowManagedHooksOnly",)),),
             remedy="have the administrator put our hooks into the managed settings",
             command="tracebridge integrate claude-code --dry-run",
+        )
+
+
+@rule("claude-tool-hooks-missing", joint="hooks")
+def tool_hooks_missing(look: AgentLook) -> Iterator[Finding]:
+    """Hooks at tool calls are gone, and nobody asked for a light integration.
+
+    Somebody took them out. Tools are told by the transcript then, later and without their approvals'
+    times, and not at all where there is none.
+    """
+    there = {hook.event for hook in look.hooks}
+    absent = [event for event in HOT_EVENTS if event not in there]
+    # Settings may come from another machine: there nobody remembers what was asked for.
+    looks_light = len(absent) == len(HOT_EVENTS)
+    if there and absent and not look.machine.light.get(look.slug, looks_light):
+        yield Finding(
+            problem=f"no hook of ours for {', '.join(absent)}",
+            at=(Source(look.hooks[0].file, ("hooks",)),),
+            remedy="install them again, or leave all three out with --light",
+            command=f"tracebridge integrate {look.slug} --full",
         )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import orjson
+from msgspec.structs import replace
 
+from tracebridge.agents._diffs import diff_lines
 from tracebridge.fields import as_json, count_of, dict_of, dicts_in, text_of, texts_in
 from tracebridge.model import FileEdit, Prompt, ToolCall, Usage
 
@@ -88,7 +88,7 @@ def file_edits(
         old = text_of(asked, "old_string") or ""
         new = text_of(asked, "new_string") or text_of(asked, "content") or ""
         new = new or text_of(asked, "new_source") or ""
-        lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm=""))[2:]
+        lines = diff_lines(old, new)
     yield replace(
         edit,
         operation=operation,
