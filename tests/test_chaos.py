@@ -17,6 +17,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from msgspec import structs
 from sessions import SECOND, Session, sessions
 
 from tracebridge import semconv
@@ -70,7 +71,7 @@ class Chaos(RuleBasedStateMachine):
 
         So many of its calls say not whose they are: their responses must do.
         """
-        self.untold += [replace(sighting, agent=slug) for sighting in session.sightings]
+        self.untold += [structs.replace(sighting, agent=slug) for sighting in session.sightings]
         for call in session.calls:
             turn_key, _ = session.truth[call.call_id]
             if call.response_id is not None:

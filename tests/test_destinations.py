@@ -12,7 +12,7 @@ import pytest
 from tracebridge.destinations import ignored, keep
 from tracebridge.settings import Settings, SettingsError, read_settings, without_destinations
 from tracebridge.sinks import configured_sinks
-from tracebridge.status import status, status_text
+from tracebridge.views.status import status, status_text
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://backend.example:4318"}
 KEYS = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20k"}

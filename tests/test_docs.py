@@ -32,7 +32,7 @@ from recordings import lay_out, recordings
 from tracebridge import agents as agents_package
 from tracebridge import sinks as sinks_package
 from tracebridge.agents import agent, agents
-from tracebridge.cli import main
+from tracebridge.cli import load, main
 from tracebridge.model import HookEvent
 from tracebridge.settings import SETTINGS, read_settings
 from tracebridge.sinks import configured_sinks
@@ -120,7 +120,7 @@ def test_every_command_on_a_page_exists_as_it_is_written(page):
             continue
         for words in commands_in(block):
             assert words[0] in main.commands, f"{name_of(page)}:{block.line}: {words}"
-            command = main.commands[words[0]]
+            command = load(words[0])
             arguments = [w.replace("AGENT…", "claude-code") for w in words[1:]]
             parameters = [p for p in command.params if isinstance(p, click.Option)]
             known = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}

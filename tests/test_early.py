@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from sessions import AGENT, SECOND, Session, sessions
 
 from tracebridge.codec import encode
@@ -95,7 +96,7 @@ FIRST = see(
         key="msg", response_id="msg", end_ns=2 * SECOND, stop_reason="tool_use", blocks=("0",)
     )
 )
-SECOND_BLOCK = see(replace(FIRST.part, output_text="I will", blocks=("1",)))
+SECOND_BLOCK = see(structs.replace(FIRST.part, output_text="I will", blocks=("1",)))
 CALL = GatewayCall(
     call_id="call",
     gateway=OWN_GATEWAY,
@@ -138,7 +139,8 @@ def test_what_may_still_change_waits():
     assert told_after(*whole) == {CHAT}
     for missing in (PROMPT, VERSION, FIRST, CALL):
         assert told_after(*(each for each in whole if each is not missing)) == set()
-    by_hook = replace(FIRST, source=Source.HOOK, part=replace(FIRST.part, blocks=None))
+    untold = structs.replace(FIRST.part, blocks=None)
+    by_hook = structs.replace(FIRST, source=Source.HOOK, part=untold)
     assert told_after(PROMPT, VERSION, by_hook, replace(CALL, blocks=None)) == set()
     for changed in (
         replace(CALL, blocks=3),
@@ -193,7 +195,7 @@ def as_seen_by_ours(session: Session) -> list[GatewayCall]:
 def test_early_is_as_late(session: Session, seed):
     """However the sources overtake each other, what is told early is what would be told late."""
     info = SessionInfo(key="session", agent_version="2")
-    version = replace(VERSION, session_id=session.session_id, part=info)
+    version = structs.replace(VERSION, session_id=session.session_id, part=info)
     # What one source tells comes in its order.
     sources = [list(session.hooks), [version, *session.transcript], as_seen_by_ours(session)]
     undisturbed = Home()

@@ -15,9 +15,9 @@ from tracebridge.foreign import QUIET_NS
 from tracebridge.ids import root_span_id, span_id, trace_id, traceparent
 from tracebridge.model import CallIdentity, GatewayCall, SpanExport, Usage
 from tracebridge.settings import read_settings
-from tracebridge.status import status
 from tracebridge.store import Store
 from tracebridge.testing.receiver import ReceivedSpan, Receiver
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 from tracebridge.watcher import ORPHAN_PATIENCE_NS, Watcher
 

@@ -19,7 +19,19 @@ PACKAGE = Path(tracebridge.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Where modules of one kind lie side by side.
 FAMILIES = ("agents", "dialects", "sinks")
-PURE = ("turns", "linker", "spans", "tree", "ids", "tags", "scrub", "model", "codec", "semconv")
+PURE = (
+    "turns",
+    "linker",
+    "spans",
+    "tree",
+    "time_spent",
+    "ids",
+    "tags",
+    "scrub",
+    "model",
+    "codec",
+    "semconv",
+)
 IO = {
     "os",
     "sqlite3",

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from recordings import lay_out, recordings
 
 from tracebridge.model import (
@@ -96,11 +97,15 @@ def test_where_both_say_the_same_nothing_differs():
             "break off",
             True,
         ),
-        (Chat(key="1", told=replace(TOLD, usage=None), seen=SEEN), "tells no tokens", False),
+        (
+            Chat(key="1", told=structs.replace(TOLD, usage=None), seen=SEEN),
+            "tells no tokens",
+            False,
+        ),
         (
             Chat(
                 key="1",
-                told=replace(TOLD, usage=None, error_type="interrupted"),
+                told=structs.replace(TOLD, usage=None, error_type="interrupted"),
                 seen=replace(SEEN, error_type="client_abort"),
             ),
             "counts nothing of an answer that broke off",
@@ -109,7 +114,7 @@ def test_where_both_say_the_same_nothing_differs():
         (Chat(key="1", seen=SEEN), "the transcript tells no such call", False),
         (Chat(key="1", seen=replace(SEEN, identity=SIDE)), "a side call", True),
         (Chat(key="1", seen=replace(SEEN, error_type="429", usage=None)), "kept no record", True),
-        (Chat(key="1", told=replace(TOLD, error_type="529")), "no gateway was told", True),
+        (Chat(key="1", told=structs.replace(TOLD, error_type="529")), "no gateway was told", True),
         (Chat(key="1", told=TOLD), "the gateway saw no such call", False),
     ],
 )

@@ -17,9 +17,9 @@ import pytest
 from terminal import Terminal, wait_until
 
 from tracebridge.settings import read_settings
-from tracebridge.status import status
 from tracebridge.store import Store
 from tracebridge.testing.scripted_model import Hold, Reply, ScriptedModel, Text, ToolUse
+from tracebridge.views.status import status
 
 PROMPT = "Say hello."
 

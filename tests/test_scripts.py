@@ -16,8 +16,8 @@ from tracebridge.model import SCRIPT_CALL, CallIdentity, GatewayCall, SpanExport
 from tracebridge.scripts import is_of_script, outer_context
 from tracebridge.settings import read_settings
 from tracebridge.spool import Spool
-from tracebridge.status import status
 from tracebridge.testing.receiver import Receiver
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 
 SDK = "OpenAI/Python 2.8.1"

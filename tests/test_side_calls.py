@@ -14,10 +14,10 @@ import pytest
 from tracebridge import semconv
 from tracebridge.run import started_gateway
 from tracebridge.settings import read_settings
-from tracebridge.status import status
 from tracebridge.testing.receiver import Receiver
 from tracebridge.testing.scripted_model import Reply, Text
 from tracebridge.testing.scripted_responses import ScriptedResponses
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
+from msgspec.structs import replace
 from sessions import AGENT, SECOND, Session, sessions
 from test_turns import assembled, prompt, see
 

@@ -7,7 +7,7 @@ import pytest
 from tracebridge import semconv
 from tracebridge.model import Span, SpanKind, Status
 from tracebridge.tree import count, dollars, duration, printable, telling_argument, tree
-from tracebridge.waterfall import render_turn
+from tracebridge.views.waterfall import render_turn
 
 MS = 1_000_000
 TRACE = "d7c487cd7106e0dd92e7bece2e8dd15f"

@@ -240,6 +240,35 @@ def test_a_wait_ends_when_it_was_answered(answered_ns):
     assert span.attributes.get(END_UNKNOWN) is (True if answered_ns is None else None)
 
 
+def test_the_next_request_tells_how_long_a_tool_took():
+    """A duration told at a gateway counts where no hook told it, and sets the start of its tool."""
+    told = [
+        see(ToolCall(key="quick", start_ns=20, end_ns=90), source=Source.TRANSCRIPT),
+        see(ToolCall(key="hooked", start_ns=20, end_ns=60, duration_ns=30)),
+        see(ToolCall(key="endless", start_ns=20), source=Source.TRANSCRIPT),
+        see(ToolCall(key="long", start_ns=20, end_ns=80), source=Source.TRANSCRIPT),
+    ]
+    took = {"quick": 10, "hooked": 31, "endless": 5, "long": 1000, "strange": 1}
+    call = GatewayCall(
+        call_id="c",
+        gateway="tracebridge",
+        method="POST",
+        path="/v1/messages",
+        start_ns=95,
+        end_ns=99,
+        identity=CallIdentity(agent=AGENT, session_id="s", turn_key="t", tool_durations_ns=took),
+    )
+    (turn,) = assembled("s", [prompt(10), *told], [call])
+    times = {tool.key: (tool.start_ns, tool.duration_ns) for tool in turn.tools}
+    assert times == {
+        "quick": (80, 10),
+        "hooked": (20, 30),
+        "endless": (20, 5),
+        # Its end is that of the transcript's line, which is a little off.
+        "long": (20, 1000),
+    }
+
+
 def test_a_subagent_stays_with_the_turn_that_started_it():
     """Hooks of a background subagent carry the id of the turn that runs now; that is not its own."""
     sightings = [

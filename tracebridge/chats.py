@@ -73,7 +73,8 @@ def put_together(
         Chat(key=call.key, told=call, subagent_id=owners.get(call.key))
         for call in unmatched.values()
     )
-    chats = [replace(c, compaction_key=_compaction_of(c, compactions)) for c in chats]
+    if compactions:
+        chats = [replace(c, compaction_key=_compaction_of(c, compactions)) for c in chats]
     chats.sort(key=lambda chat: (_moment(chat), chat.key))
     return _with_attempts(chats)
 

@@ -48,7 +48,7 @@ def read_lines(path: Path, offset: int) -> Iterator[tuple[bytes | str, int]]:
             if length > len(line):
                 taken += length
                 yield f"line longer than {LONGEST_LINE} bytes", offset
-            elif line.strip():
+            elif not line.isspace():
                 # Blank lines do not count: a look that gives nothing would never get past them.
                 taken += length
                 yield line, offset

@@ -3,6 +3,10 @@
 What flows in: `HookEvent` (one payload an agent gave a hook), `Sighting` (what an adapter made of
 a hook event or of transcript lines) and `GatewayCall` (one HTTP attempt as a gateway saw it).
 What flows out: `Turn`, and the `Span`s that show it. Times are int nanoseconds since the epoch.
+
+Sightings and their parts are structs of msgspec, which are made in a tenth of the time that a frozen
+dataclass takes: a year of sessions has millions of them. What is frozen is in no cycle, so the garbage
+collector need not look at them.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import TypeAlias
+
+from msgspec import Struct
 
 AttributeValue: TypeAlias = str | bool | int | float | tuple[str, ...]
 
@@ -92,6 +98,8 @@ class CallIdentity:
     call_key: str | None = None
     # Made in a thread of its own, of which no turn tells.
     is_alone: bool = False
+    # How long the tools took whose results the request brings, by tool call id.
+    tool_durations_ns: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_side_call(self) -> bool:
@@ -197,8 +205,7 @@ class GatewayCall:
         return self.dialect != "unknown" or any(fact is not None for fact in known)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Prompt(Struct, frozen=True, kw_only=True, gc=False):
     """Something said to the agent: the turn's prompt, or input while it ran."""
 
     key: str
@@ -210,8 +217,7 @@ class Prompt:
     mid_turn: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCall:
+class ModelCall(Struct, frozen=True, kw_only=True, gc=False):
     """One attempt at a model as the agent's own records tell it. *key*: response id or stand-in."""
 
     key: str
@@ -235,8 +241,7 @@ class ModelCall:
     purpose: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thinking:
+class Thinking(Struct, frozen=True, kw_only=True, gc=False):
     """A thinking block of one response; its text may be empty while its time is known."""
 
     key: str
@@ -251,8 +256,7 @@ class Thinking:
 UNNAMED = "unnamed:"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCall:
+class ToolCall(Struct, frozen=True, kw_only=True, gc=False):
     key: str
     name: str | None = None
     start_ns: int | None = None
@@ -269,8 +273,7 @@ class ToolCall:
     mcp_server: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileEdit:
+class FileEdit(Struct, frozen=True, kw_only=True, gc=False):
     key: str
     tool_key: str
     path: str | None = None
@@ -282,8 +285,7 @@ class FileEdit:
     failed: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PermissionAsk:
+class PermissionAsk(Struct, frozen=True, kw_only=True, gc=False):
     """Somebody was asked. *tool_key* or, where the agent does not tell it, *input_digest*."""
 
     key: str
@@ -296,8 +298,7 @@ class PermissionAsk:
     decided_by: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subagent:
+class Subagent(Struct, frozen=True, kw_only=True, gc=False):
     key: str
     type: str | None = None
     description: str | None = None
@@ -311,8 +312,7 @@ class Subagent:
     output: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compaction:
+class Compaction(Struct, frozen=True, kw_only=True, gc=False):
     key: str
     trigger: str | None = None
     start_ns: int | None = None
@@ -322,8 +322,7 @@ class Compaction:
     error_type: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnEnd:
+class TurnEnd(Struct, frozen=True, kw_only=True, gc=False):
     """A sign that the turn is over, and how it went."""
 
     key: str
@@ -335,8 +334,7 @@ class TurnEnd:
     running: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionInfo:
+class SessionInfo(Struct, frozen=True, kw_only=True, gc=False):
     """What is true of the whole session (or of the turn, where the sighting names one)."""
 
     key: str
@@ -355,8 +353,7 @@ class SessionInfo:
 OUTER_PARENT = "parent"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tags:
+class Tags(Struct, frozen=True, kw_only=True, gc=False):
     """Who the work is for, in the user's own words."""
 
     key: str = "tags"
@@ -393,8 +390,7 @@ Part: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
+class Sighting(Struct, frozen=True, kw_only=True, gc=False):
     """One thing one source saw: a partial record in which the unseen is None.
 
     A sighting is a value: the same hook event or transcript line always gives an equal one, so a
@@ -555,8 +551,8 @@ class Turn:
     error_type: str | None = None
     prompts: tuple[Prompt, ...] = ()
     answer: str | None = None
-    info: SessionInfo = SessionInfo(key="")
-    tags: Tags = Tags()
+    info: SessionInfo = SessionInfo(key="")  # noqa: RUF009  # immutable
+    tags: Tags = Tags()  # noqa: RUF009  # as above
     chats: tuple[Chat, ...] = ()
     thinking: tuple[Thinking, ...] = ()
     tools: tuple[ToolCall, ...] = ()

@@ -11,8 +11,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
+from functools import lru_cache
 from itertools import chain
 from pathlib import PurePath
+
+from msgspec import structs
 
 from tracebridge import semconv
 from tracebridge.chats import call_key
@@ -60,7 +63,10 @@ class Content(StrEnum):
     @property
     def longest(self) -> int | None:
         """Return how many characters of one text are kept; None for all."""
-        return {Content.METADATA: 0, Content.REDACTED: 20_000, Content.FULL: None}[self]
+        return _LONGEST[self]
+
+
+_LONGEST = {Content.METADATA: 0, Content.REDACTED: 20_000, Content.FULL: None}
 
 
 def render(turn: Turn, content: Content = Content.REDACTED) -> tuple[Span, ...]:
@@ -120,7 +126,7 @@ def render_orphan(
 
 def common_of(turn: Turn) -> Mapping[str, AttributeValue]:
     """Return what stands on every span of *turn*."""
-    return _known(_common(turn.session_id, turn.tags))
+    return _common(turn.session_id, turn.tags)
 
 
 def clock_skew_ms(call: GatewayCall, turn: Turn) -> int | None:
@@ -205,7 +211,7 @@ class _Renderer:
             end_ns=end_ns,
             status=Status.UNSET if error_type is None else Status.ERROR,
             status_message=self._status_message(error_type, message),
-            attributes=_known(self._common, own),
+            attributes={**self._common, **_known(own)},
         )
 
     def _times(self, start_ns: int | None, end_ns: int | None) -> tuple[int, int | None]:
@@ -279,7 +285,7 @@ class _Renderer:
             end_ns=turn.end_ns,
             status=Status.ERROR if failed else Status.UNSET,
             status_message=turn.error_type or "failed" if failed else "",
-            attributes=_known(self._common, own),
+            attributes={**self._common, **_known(own)},
             events=tuple(self._prompt_event(prompt) for prompt in turn.prompts[1:]),
             links=_outer_links(turn.tags),
         )
@@ -451,7 +457,7 @@ def _chat_span(
     *,
     trace_id: str,
     parent_span_id: str | None,
-    common: Attributes,
+    common: Mapping[str, AttributeValue],
     content: Content,
 ) -> Span:
     seen, told, call = chat.seen, chat.told, _call(chat)
@@ -510,7 +516,7 @@ def _chat_span(
         end_ns=max(start_ns, end_ns),
         status=Status.UNSET if call.error_type is None else Status.ERROR,
         status_message="" if call.error_type is None else message[:STATUS_MESSAGE_LENGTH],
-        attributes=_known(common, own),
+        attributes={**common, **_known(own)},
     )
 
 
@@ -584,11 +590,11 @@ def _cost_attributes(cost: Cost | None) -> Attributes:
     }
 
 
-def _common(session_id: str | None, tags: Tags) -> Attributes:
+def _common(session_id: str | None, tags: Tags) -> dict[str, AttributeValue]:
     """Return what stands on every span: session, customer and metadata."""
     metadata = dict(tags.metadata)
     as_json = json.dumps(metadata, ensure_ascii=False, sort_keys=True) if metadata else None
-    return {
+    common: Attributes = {
         semconv.CONVERSATION_ID: session_id,
         semconv.SESSION_ID: session_id,
         semconv.RESPAN_SESSION: session_id,
@@ -601,13 +607,13 @@ def _common(session_id: str | None, tags: Tags) -> Attributes:
         semconv.PROJECT_ID: tags.project_id,
         **{semconv.METADATA_PREFIX + name: metadata[name] for name in sorted(metadata)},
     }
+    return _known(common)
 
 
-def _known(*groups: Attributes) -> dict[str, AttributeValue]:
+def _known(attributes: Attributes) -> dict[str, AttributeValue]:
     return {
         name: str(value) if isinstance(value, StrEnum) else value
-        for group in groups
-        for name, value in group.items()
+        for name, value in attributes.items()
         if value is not None
     }
 
@@ -634,7 +640,7 @@ def _call(chat: Chat) -> ModelCall:
     usage = _filled(seen.usage or behind, told.usage) if not seen.is_ours else seen.usage
     # Other gateways translate the reason into words of their own.
     reasons = (seen.stop_reason, told.stop_reason)
-    return replace(
+    return structs.replace(
         told,
         response_id=seen.response_id or told.response_id,
         request_id=seen.request_id or told.request_id,
@@ -699,6 +705,7 @@ def _main_model(turn: Turn) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1000)
 def _relative(path: str | None, cwd: str | None) -> str:
     if path is None:
         return "unknown"

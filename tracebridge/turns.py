@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
-from hashlib import sha256
 from operator import attrgetter
 from typing import Any, TypeAlias, TypeVar
+
+from msgspec import structs
+from msgspec.structs import replace
 
 from tracebridge.chats import is_final, put_together
 from tracebridge.codec import encode
@@ -74,7 +75,8 @@ class TurnAssembler:
     def __init__(self, agent: str, session_id: str) -> None:
         self.agent = agent
         self.session_id = session_id
-        self._sightings: dict[bytes, Sighting] = {}
+        # In the order in which they came; a dictionary, because that finds what came before.
+        self._sightings: dict[Sighting, None] = {}
         # About how many bytes of memory they take.
         self.size = 0
         # As they were at the last look: most of what a turn is stays as it is.
@@ -84,11 +86,9 @@ class TurnAssembler:
         """Take in *sightings* and return those that were new."""
         new = []
         for sighting in sightings:
-            body = encode(sighting)
-            key = sha256(body).digest()
-            if key not in self._sightings:
-                self._sightings[key] = sighting
-                self.size += len(body) + SIGHTING_BYTES
+            if sighting not in self._sightings:
+                self._sightings[sighting] = None
+                self.size += _size_of(sighting)
                 new.append(sighting)
         return new
 
@@ -106,12 +106,12 @@ class TurnAssembler:
         *elsewhere_ns* the last of those turns of the session began that are not here.
         """
         by_turn = self._by_turn()
-        session = [s for s in self._sightings.values() if _is_of_session(s)]
+        session = [s for s in self._sightings if _is_of_session(s)]
         info = merge([s for s in session if isinstance(s.part, SessionInfo)], SessionInfo)
         tags = merge([s for s in session if isinstance(s.part, Tags)], Tags)
         ended_ns = next((i.ended_ns for i in info if i.ended_ns is not None), None)
         # A session that was resumed after its end is not over.
-        last_ns = max((s.time_ns for s in self._sightings.values()), default=0)
+        last_ns = max((s.time_ns for s in self._sightings), default=0)
         over_ns = ended_ns if ended_ns is not None and ended_ns >= last_ns else None
         calls_of = defaultdict(list)
         for call, link in (*calls, *guessed):
@@ -146,7 +146,7 @@ class TurnAssembler:
     @property
     def info(self) -> SessionInfo:
         """Return what is known of the session as a whole."""
-        known = [s for s in self._sightings.values() if isinstance(s.part, SessionInfo)]
+        known = [s for s in self._sightings if isinstance(s.part, SessionInfo)]
         return next(iter(merge(known, SessionInfo)), SessionInfo(key="session"))
 
     def __len__(self) -> int:
@@ -157,15 +157,15 @@ class TurnAssembler:
 
         Later sightings of those must find the turn to which they belong.
         """
-        kept = {}
+        kept: dict[Sighting, None] = {}
         size = 0
         home = self.homes()
-        for key, sighting in self._sightings.items():
+        for sighting in self._sightings:
             turn_key = home(sighting.turn_key, sighting.subagent_id)
             gone = turn_key is not None and (turn_keys is None or turn_key in turn_keys)
             if not gone or isinstance(sighting.part, Subagent):
-                kept[key] = sighting
-                size += len(encode(sighting)) + SIGHTING_BYTES
+                kept[sighting] = None
+                size += _size_of(sighting)
         self._sightings = kept
         self.size = size
         self._drafts = {}
@@ -182,13 +182,13 @@ class TurnAssembler:
     @property
     def needs_all(self) -> bool:
         """Say whether turns are named by counting them: then none can be put together alone."""
-        return any((s.turn_key or "").startswith(UNNAMED) for s in self._sightings.values())
+        return any((s.turn_key or "").startswith(UNNAMED) for s in self._sightings)
 
     def _by_turn(self) -> dict[str, list[Sighting]]:
         homes = self._homes()
         by_turn: dict[str, list[Sighting]] = defaultdict(list)
         own_turns = self._own_turns()
-        for told in name_turns(self._sightings.values()):
+        for told in name_turns(self._sightings):
             if _is_of_session(told):
                 continue
             sighting = told
@@ -209,14 +209,14 @@ class TurnAssembler:
     def _own_turns(self) -> dict[str, str]:
         return {
             part.own_turn_key: part.key
-            for part in (sighting.part for sighting in self._sightings.values())
+            for part in (sighting.part for sighting in self._sightings)
             if isinstance(part, Subagent) and part.own_turn_key is not None
         }
 
     def _homes(self) -> dict[str, str]:
         """Return the turn that started each subagent: hooks of later events may name another."""
         homes: dict[str, tuple[int, int, str]] = {}
-        for sighting in self._sightings.values():
+        for sighting in self._sightings:
             part, turn_key = sighting.part, sighting.turn_key
             if not isinstance(part, Subagent) or turn_key is None:
                 continue
@@ -245,17 +245,21 @@ class _Draft:
         self.trace_id = trace_id(self._agent, self._session_id, turn_key)
         sightings = join_calls(name_tools(number_compactions(_own(sightings))))
         self._owners = _owners(sightings)
+        of: dict[type[Part], list[Sighting]] = defaultdict(list)
+        for sighting in sightings:
+            of[type(sighting.part)].append(sighting)
         self.merged: Merged = {}
-        self.prompts = _by_time(merge(sightings, Prompt))
-        self.calls = _by_time(merge(sightings, ModelCall, merged, self.merged))
-        self.thinking = _by_time(merge(sightings, Thinking))
-        self.tools = _by_time(merge(sightings, ToolCall, merged, self.merged))
-        self.edits = sorted(merge(sightings, FileEdit), key=attrgetter("key"))
-        self.subagents = _by_time(merge(sightings, Subagent))
-        self.compactions = _by_time(merge(sightings, Compaction))
-        self._asks = _by_time(merge(sightings, PermissionAsk))
+        self.prompts = _by_time(merge(of[Prompt], Prompt))
+        self.calls = _by_time(merge(of[ModelCall], ModelCall, merged, self.merged))
+        self.thinking = _by_time(merge(of[Thinking], Thinking))
+        self._told_tools = _by_time(merge(of[ToolCall], ToolCall, merged, self.merged))
+        self.tools = self._told_tools
+        self.edits = sorted(merge(of[FileEdit], FileEdit), key=attrgetter("key"))
+        self.subagents = _by_time(merge(of[Subagent], Subagent))
+        self.compactions = _by_time(merge(of[Compaction], Compaction))
+        self._asks = _by_time(merge(of[PermissionAsk], PermissionAsk))
         self._ends = sorted(
-            (s.part for s in sightings if isinstance(s.part, TurnEnd)),
+            (s.part for s in of[TurnEnd] if isinstance(s.part, TurnEnd)),
             key=lambda end: (end.end_ns, end.key),
         )
         sources = {s.source for s in sightings if not isinstance(s.part, SessionInfo | Tags)}
@@ -263,13 +267,10 @@ class _Draft:
         self._confirmed = Source.TRANSCRIPT in ends and sources == ends
         # All hooks of a turn carry the same tags.
         self._tags_known = Source.HOOK in sources
-        self._told_twice = {
-            s.part.key
-            for s in sightings
-            if isinstance(s.part, ModelCall) and s.source is not Source.TRANSCRIPT
-        }
-        self._info = _overlaid(merge(sightings, SessionInfo), session_info, SessionInfo(key=""))
-        self._tags = _overlaid(merge(sightings, Tags), session_tags, Tags())
+        self._told_twice = {s.part.key for s in of[ModelCall] if s.source is not Source.TRANSCRIPT}
+        own_info = merge(of[SessionInfo], SessionInfo)
+        self._info = _overlaid(own_info, session_info, SessionInfo(key=""))
+        self._tags = _overlaid(merge(of[Tags], Tags), session_tags, Tags())
         self.chats: list[Chat] = []
 
     def link(self, calls: Sequence[tuple[GatewayCall, Link]], whose: Mapping[str, str]) -> None:
@@ -286,6 +287,13 @@ class _Draft:
             == {self.trace_id}
         ]
         self.chats = put_together(told, self._owners, calls, self.compactions)
+        durations: dict[str, int] = {}
+        for call, _ in calls:
+            if call.identity is not None:
+                durations |= call.identity.tool_durations_ns
+        self.tools = self._told_tools
+        if durations:
+            self.tools = _by_time(_timed(tool, durations.get(tool.key)) for tool in self.tools)
         clients = {call.client_name for call, _ in calls if call.client_name is not None}
         if self._tags.customer_id is None and len(clients) == 1:
             self._tags = replace(self._tags, customer_id=clients.pop())
@@ -434,6 +442,11 @@ class _Draft:
         return said[-1] if said else None
 
 
+def _size_of(sighting: Sighting) -> int:
+    values = structs.astuple(sighting.part)
+    return SIGHTING_BYTES + sum(len(value) for value in values if isinstance(value, str))
+
+
 def merge(
     sightings: Iterable[Sighting],
     part_type: type[AnyPart],
@@ -464,16 +477,30 @@ def _merged(sightings: Sequence[Sighting], part_type: type[AnyPart]) -> AnyPart:
         only: AnyPart = sightings[0].part  # type: ignore[assignment]  # merge() grouped by type
         return only
     values: dict[str, Any] = {}
-    for field in fields(part_type):
-        timed = field.name in {"start_ns", "end_ns"} and [s for s in sightings if _is_timed(s.part)]
+    timed = [sighting for sighting in sightings if _is_timed(sighting.part)]
+    told = zip(*(structs.astuple(sighting.part) for sighting in sightings), strict=True)
+    for name, seen in zip(part_type.__struct_fields__, told, strict=True):
+        if seen.count(None) == len(seen):
+            continue
         known = [
             (RANK[sighting.source], sighting.time_ns, value)
-            for sighting in timed or sightings
-            if (value := getattr(sighting.part, field.name)) is not None and value != ()
+            for sighting in (name in {"start_ns", "end_ns"} and timed) or sightings
+            if (value := getattr(sighting.part, name)) is not None and value != ()
         ]
         if known:
-            values[field.name] = _best(field.name, known)
+            values[name] = _best(name, known)
     return part_type(**values)
+
+
+def _timed(tool: ToolCall, duration_ns: int | None) -> ToolCall:
+    """Return *tool* with the duration that the agent told a gateway, where nobody told it better."""
+    if duration_ns is None or tool.duration_ns is not None:
+        return tool
+    start_ns = tool.start_ns
+    if tool.end_ns is not None:
+        # A transcript tells when it was asked for, which for one of several may be long before.
+        start_ns = max(tool.end_ns - duration_ns, tool.start_ns or 0)
+    return replace(tool, start_ns=start_ns, duration_ns=duration_ns)
 
 
 def _is_timed(part: Part) -> bool:
@@ -482,6 +509,9 @@ def _is_timed(part: Part) -> bool:
 
 
 def _best(name: str, known: list[tuple[int, int, Any]]) -> Any:
+    first = known[0][2]
+    if not isinstance(first, tuple) and all(value == first for _, _, value in known):
+        return first
     if name == "pid":
         # A session goes on in another process; then the one that was is not missed any more.
         known = [(0, time_ns, value) for _, time_ns, value in known]
@@ -508,9 +538,9 @@ def _overlaid(own: Sequence[AnyPart], session: Sequence[AnyPart], empty: AnyPart
     result = empty
     for part in (*session, *own):
         known = {
-            field.name: value
-            for field in fields(part)
-            if (value := getattr(part, field.name)) is not None and value != ()
+            name: value
+            for name in part.__struct_fields__
+            if (value := getattr(part, name)) is not None and value != ()
         }
         result = replace(result, **known)
     return result

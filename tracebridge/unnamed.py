@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
+from operator import attrgetter, itemgetter
+
+from msgspec.structs import replace
 
 from tracebridge.model import (
     UNNAMED,
@@ -70,9 +72,9 @@ def name_tools(sightings: Iterable[Sighting]) -> list[Sighting]:
     sightings = list(sightings)
     known: dict[str, dict[str, int]] = defaultdict(dict)
     nameless: dict[str, dict[bool, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for sighting in sorted(sightings, key=lambda each: each.time_ns):
-        tool = sighting.part
-        if not isinstance(tool, ToolCall) or tool.input_digest is None:
+    tools = [(each.time_ns, each.part) for each in sightings if isinstance(each.part, ToolCall)]
+    for _, tool in sorted(tools, key=itemgetter(0)):
+        if tool.input_digest is None:
             continue
         if not tool.key.startswith(UNNAMED):
             known[tool.input_digest].setdefault(tool.key, len(known[tool.input_digest]))
@@ -94,7 +96,8 @@ def join_calls(sightings: Iterable[Sighting]) -> list[Sighting]:
     """
     sightings = list(sightings)
     ends: dict[bool, dict[str, Sighting]] = {False: {}, True: {}}
-    for sighting in sorted(sightings, key=lambda each: each.time_ns):
+    calls = [each for each in sightings if isinstance(each.part, ModelCall)]
+    for sighting in sorted(calls, key=attrgetter("time_ns")):
         call = sighting.part
         if isinstance(call, ModelCall) and call.end_ns is not None and call.error_type is None:
             if sighting.source is Source.TRANSCRIPT and call.response_id is None:
@@ -137,6 +140,8 @@ def number_compactions(sightings: Iterable[Sighting]) -> list[Sighting]:
         for place, sighting in enumerate(sightings)
         if isinstance(part := sighting.part, Compaction)
     ]
+    if not compactions:
+        return sightings
     for _, _, place in sorted(compactions):
         sighting, part = sightings[place], sightings[place].part
         if not isinstance(part, Compaction):

@@ -13,9 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from tracebridge.agents import Agent, Cursor, PastSession, agents
 from tracebridge.encode import Resource, encode_span
@@ -341,6 +342,7 @@ class Watcher:
                 sightings.append(scrub_sighting(whose, self._patterns))
             if reading.cursor == cursor and not sightings:
                 return new
+            self._begin_sessions(sightings)
             with self.store.transaction():
                 added = self.store.add_sightings(sightings)
                 if reading.cursor != cursor:
@@ -552,13 +554,15 @@ class Watcher:
         is_all: bool = True,
     ) -> None:
         """Tell spans with the resource that they came with, or else with *resource*."""
-        reduced = self._reduced(render_at)
+        sinks = [] if is_local else [sink.name for sink in self.sinks]
+        reduced = self._reduced(render_at) if sinks else {}
         for origin, group in by_origin(spans):
             self.store.tell(
                 trace,
-                [(span.span_id, encode_span(span)) for span in group],
+                # What goes nowhere need not be encoded; `send` does that when it is asked for.
+                [(span.span_id, encode_span(span) if sinks else b"") for span in group],
                 origin or resource,
-                [] if is_local else [sink.name for sink in self.sinks],
+                sinks,
                 reduced,
                 is_all=is_all,
             )
@@ -568,6 +572,9 @@ class Watcher:
         while True:
             if session.reread:
                 self._find_homes_for_strangers()
+            if not session.calls:
+                session.unsure = set()
+                return [], []
             turns = session.assembler.turns(gone=session.gone, elsewhere_ns=session.elsewhere_ns)
             stubs = {stub.trace_id for stub in session.stubs.values()}
             calls = [c for c in session.calls.values() if c.call_id not in session.told_calls]
@@ -707,6 +714,12 @@ class Watcher:
             for call in lost.unclaimed:
                 if self.metrics is not None:
                     self.metrics.orphan(call.identity.agent if call.identity else "unknown")
+
+    def _begin_sessions(self, sightings: Iterable[Sighting]) -> None:
+        """Hold the sessions of which nothing is stored: what comes now need not be read back."""
+        for who in {(sighting.agent, sighting.session_id) for sighting in sightings}:
+            if who not in self._sessions and not self.store.has_sightings(*who):
+                self._session(*who)
 
     def _spread(self, sightings: Iterable[Sighting]) -> None:
         """Give new sightings to their sessions."""

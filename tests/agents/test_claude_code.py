@@ -393,6 +393,38 @@ def test_requests_say_who_they_are_from():
         assert identify_call({}, odd) is None
 
 
+def results(*ids):
+    blocks = [{"type": "tool_result", "tool_use_id": each, "content": "x"} for each in ids]
+    return {"role": "user", "content": [*blocks, {"type": "text", "text": "go on"}]}
+
+
+@pytest.mark.parametrize(
+    ("header", "messages", "told"),
+    [
+        ("Read=22;Bash=1013", [results("a"), results("b", "c")], {"b": 22, "c": 1013}),
+        # What stands behind the results is not the user's.
+        ("mcp__x__y=0", [results("a"), {"role": "system", "content": "x"}], {"a": 0}),
+        # One was refused before it ran: whose the other's time is nobody can say.
+        ("Read=22", [results("b", "c")], {}),
+        ("Read=22;Bash=7", [results("b")], {}),
+        ("Read=22;Bash=soon", [results("b", "c")], {"b": 22}),
+        ("Read=" + "9" * 4000, [results("b")], {}),
+        ("", [results("b")], {}),
+        ("=;=", [results("b", 7)], {}),
+        ("Read=-3", [{"role": "user", "content": "text"}], {}),
+        ("Read=2", 7, {}),
+        (None, [results("b")], {}),
+    ],
+)
+def test_requests_say_how_long_tools_took(header, messages, told):
+    """A request tells the durations of the tools whose results it brings, or of none."""
+    headers = {"x-claude-code-session-id": "s"}
+    if header is not None:
+        headers["x-claude-code-prev-tool-durations"] = header
+    identity = identify_call(headers, {"messages": messages})
+    assert identity.tool_durations_ns == {key: ms * 1_000_000 for key, ms in told.items()}
+
+
 def test_an_interrupt_ends_the_turn(tmp_path):
     """The line in the user's name that tells of an interrupt is the turn's end."""
     claude = Claude(tmp_path / "home", tmp_path)

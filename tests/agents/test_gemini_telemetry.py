@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tracebridge.agents import gemini_cli, telemetry
 from tracebridge.linker import link
@@ -235,7 +236,7 @@ def test_turns_told_by_time_are_those_that_the_chat_file_names():
 
     def hooked(second: float, part) -> Sighting:
         sighting = told(f"unnamed:{START + int(second * SECOND)}", part, second)
-        return replace(sighting, source=Source.HOOK)
+        return structs.replace(sighting, source=Source.HOOK)
 
     def prompt(key: str, second: float) -> Prompt:
         return Prompt(key=key, text=key, start_ns=START + int(second * SECOND))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -185,22 +186,41 @@ def light_stage(wired: Mapping[str, Any], **rest: Any) -> Stage:
     return CLAUDE_CODE.stage({**wired, "hooks": hooks}, **rest)
 
 
+def judge_durations(trial: Trial) -> None:
+    """Each duration that a request told is that of a tool, and no other is."""
+    told = Counter(
+        took
+        for attempt in trial.truth
+        for took in attempt.headers.get("x-claude-code-prev-tool-durations", "").split(";")
+        if took
+    )
+    tools = [tool.attributes for tool in trial.of_type("tool")]
+    found = Counter(
+        f"{tool[semconv.TOOL_NAME]}={tool[semconv.TOOL_DURATION_MS]:.0f}"
+        for tool in tools
+        if semconv.TOOL_DURATION_MS in tool
+    )
+    assert found == told
+
+
 @pytest.mark.parametrize("name", ["tools", "subagents", "sigint_tool", "permission_allowed"])
 def test_without_hooks_at_tool_calls(name, tmp_path, monkeypatch):
     """A light integration links all the same and has the same tools, edits, subagents and waits."""
     kind = replace(CLAUDE_CODE, stage=light_stage)
     with trial(name, tmp_path, monkeypatch, kind=kind) as played:
         judge(played, OUTCOMES[name], {"turn_id"})
+        judge_durations(played)
         assert len(played.of_type("edit")) == (2 if name == "tools" else 0)
         assert len(played.of_type("subagent")) == (2 if name == "subagents" else 0)
         waits = played.of_type("permission")
         if name != "permission_allowed":
             assert not waits
             return
-        # When it was allowed nobody told: no later than its tool ended.
+        # It was allowed when its tool began, and how long that took the next request says.
         (wait,), (tool,) = waits, played.of_type("tool")
-        assert (wait.parent_span_id, wait.end_ns) == (tool.span_id, tool.end_ns)
-        assert wait.attributes[semconv.END_UNKNOWN] is True
+        took_ns = int(tool.attributes[semconv.TOOL_DURATION_MS]) * 1_000_000
+        assert (wait.parent_span_id, wait.end_ns) == (tool.span_id, tool.end_ns - took_ns)
+        assert semconv.END_UNKNOWN not in wait.attributes
         assert wait.attributes[semconv.PERMISSION_DECISION] == "allow"
         assert wait.attributes[semconv.PERMISSION_DECIDED_BY] == "user"
 

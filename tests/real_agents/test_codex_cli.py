@@ -29,9 +29,9 @@ from terminal import wait_until
 
 from tracebridge import semconv
 from tracebridge.settings import read_settings
-from tracebridge.status import status
 from tracebridge.store import Store
 from tracebridge.testing.scripted_responses import ScriptedResponses
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 
 pytestmark = pytest.mark.real_agent

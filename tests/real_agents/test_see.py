@@ -13,7 +13,7 @@ from scenarios import SCENARIOS
 from seeing import KINDS, LIMIT_S, tail, watched
 
 from tracebridge.store import Store
-from tracebridge.waterfall import SPINNER
+from tracebridge.views.waterfall import SPINNER
 
 pytestmark = pytest.mark.real_agent
 

@@ -17,9 +17,9 @@ from test_codex_cli import CODEX_CLI
 from tracebridge import semconv
 from tracebridge.run import started_gateway
 from tracebridge.settings import read_settings
-from tracebridge.status import status
 from tracebridge.testing.receiver import Receiver
 from tracebridge.testing.scripted_model import Reply, Text, ToolUse
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 
 pytestmark = [pytest.mark.real_agent, pytest.mark.heavy]

@@ -23,7 +23,6 @@ from tracebridge.run import started_gateway
 from tracebridge.scripts import is_of_script
 from tracebridge.settings import read_settings
 from tracebridge.spool import Spool
-from tracebridge.status import status
 from tracebridge.testing.receiver import Receiver
 from tracebridge.testing.scripted_chat import ScriptedChat
 from tracebridge.testing.scripted_gemini import ScriptedGemini
@@ -38,6 +37,7 @@ from tracebridge.testing.scripted_model import (
     ToolUse,
 )
 from tracebridge.testing.scripted_responses import ScriptedResponses
+from tracebridge.views.status import status
 from tracebridge.watch import watch_once
 
 SDKS = Program(

@@ -30,7 +30,7 @@ from tracebridge.model import Span
 from tracebridge.run import started_gateway
 from tracebridge.store import Store, TurnRow
 from tracebridge.testing.scripted_model import Reply, ScriptedModel
-from tracebridge.waterfall import render_turn
+from tracebridge.views.waterfall import render_turn
 
 LIMIT_S = 120.0
 

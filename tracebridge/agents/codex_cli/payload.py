@@ -6,8 +6,9 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from tracebridge.fields import as_json, dict_of, dicts_in, text_of
 from tracebridge.model import FileEdit, Prompt

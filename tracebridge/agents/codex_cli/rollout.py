@@ -7,11 +7,12 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from tracebridge.agents import Cursor, Reading
 from tracebridge.agents.codex_cli.payload import (
@@ -166,7 +167,7 @@ def read_transcript(path: Path, cursor: Cursor) -> Reading:
         else:
             reader.read(line)
     if offset == cursor.offset:
-        return Reading(cursor=replace(cursor, inode=stat.st_ino))
+        return Reading(cursor=cursor)
     return Reading(
         sightings=tuple(reader.sightings),
         cursor=Cursor(offset=offset, inode=stat.st_ino, memory=reader.memory()),

@@ -9,9 +9,10 @@ somebody types, or a subagent's with `#<n>`. A call that was broken off is not t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from tracebridge.agents import Reading, Telemetry
 from tracebridge.agents.gemini_cli.chat import find_transcript

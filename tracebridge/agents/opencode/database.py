@@ -121,6 +121,8 @@ class _Reader:
         self._turns: dict[str, str] = dict(cursor.memory.get("turns", {}))
         # The turn that the last user message of OpenCode's own belongs to.
         self._begun: dict[str, str] = dict(cursor.memory.get("begun", {}))
+        # User messages that are not, as of this look.
+        self._by_user: set[str] = set()
         # By session: the turn, how many of its answers were cut short, and the last of them.
         self._cuts: dict[str, tuple[str, int, str]] = {
             session: tuple(cut) for session, cut in cursor.memory.get("cuts", {}).items()
@@ -249,9 +251,10 @@ class _Reader:
         """Return the user message that a turn began with: to go on, OpenCode writes some itself."""
         passed: list[str] = []
         turn = prompt
-        while turn not in self._begun and turn not in passed:
+        while turn not in self._begun and turn not in self._by_user and turn not in passed:
             before = _rows(self._database, BEFORE, session, turn)
             if not before or not self._goes_on(turn, before[0][1]):
+                self._by_user.add(turn)
                 break
             passed.append(turn)
             key, data = before[0]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
+from tracebridge.agents._diffs import diff_lines
 from tracebridge.fields import as_json, count_of, dict_of, dicts_in, text_of
 from tracebridge.model import (
     Compaction,
@@ -220,7 +220,7 @@ def _file_edits(
         content = text_of(asked, "content")
         # What an overwritten file held before is told nowhere.
         known = created and content is not None
-        lines = list(difflib.unified_diff([], (content or "").splitlines(), lineterm=""))[2:]
+        lines = diff_lines("", content or "") if known else []
         yield _edit(
             f"{tool}:0",
             text_of(metadata, "filepath") or asked_path,
