@@ -168,6 +168,21 @@ def test_garbage_in_the_spool_is_set_aside(claude, receiver, home):
     assert claude.spool.depth() == 0
 
 
+def test_of_a_torn_file_the_whole_calls_are_taken_in(claude, home):
+    """What is left of it is moved away, for people to look at."""
+    claude.spool.write_calls(
+        [a_call(identity=None, response_id=f"msg_{n}", call_id=n) for n in "ab"]
+    )
+    (path,) = claude.spool.waiting()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert watch_once(read_settings())
+    with Store(home) as store:
+        assert [call.call_id for call in store.calls_since(0)] == ["a"]
+        assert store.notes()["spool file set aside"] == 1
+    assert [kept.name for kept in (home / "spool" / "bad").iterdir()] == [path.name]
+    assert claude.spool.depth() == 0
+
+
 def test_a_late_call_becomes_a_new_span(claude, receiver):
     """What was told stays as it was: a call that comes after the turn adds its own span only."""
     claude.simple_turn()

@@ -90,9 +90,8 @@ class Intake:
                     self._add_call(call, taken)
                 case str() as note:
                     taken.notes[note] += 1
-                case SpoolFileError() as error:
+                case SpoolFileError():
                     taken.notes["spool file set aside"] += 1
-                    logger.warning("%s; moved to %s", error, self.spool.set_aside(file))
         return self._traced(taken)
 
     def understand(

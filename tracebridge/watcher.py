@@ -46,6 +46,7 @@ from tracebridge.scrub import scrub_sighting
 from tracebridge.settings import Settings
 from tracebridge.sinks import lasting_sinks
 from tracebridge.spans import Content, final_spans, render, render_orphan, resource_of
+from tracebridge.spool import SpoolFileError
 from tracebridge.store import Store, StoreError
 
 SECOND_NS = 1_000_000_000
@@ -272,7 +273,10 @@ class Watcher:
             self.store.add_notes(taken.notes)
             if read_to is not None:
                 self.store.set_cursor(*read_to)
-        # Only now is it safe to let go of the files.
+        # Only now is it safe to let go of the files; of one that was torn a part was taken in.
+        for file in taken.files:
+            if isinstance(file.content, SpoolFileError):
+                logger.warning("%s; moved to %s", file.content, self.spool.set_aside(file))
         for file in taken.files:
             self.spool.remove(file)
         self._spread(new)
