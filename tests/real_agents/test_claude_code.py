@@ -178,7 +178,9 @@ def test_a_permission_wait_is_its_own_span(tmp_path, monkeypatch):
         assert wait.parent_span_id == tool.span_id
         assert wait.attributes[semconv.PERMISSION_DECISION] == "allow"
         assert wait.attributes[semconv.PERMISSION_DECIDED_BY] == "user"
-        assert tool.start_ns <= wait.start_ns < wait.end_ns <= tool.end_ns
+        # Nothing is left of a wait that was answered before the hook could run that tells of it:
+        # Claude Code does not wait for that hook before it asks.
+        assert tool.start_ns <= wait.start_ns <= wait.end_ns <= tool.end_ns
 
 
 def light_stage(wired: Mapping[str, Any], **rest: Any) -> Stage:
