@@ -112,7 +112,7 @@ clean:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	{ echo '$(PYTHON) has no venv module; on Debian: apt install python3-venv'; exit 1; }
 	@echo 'setting up .venv with $(PYTHON)'
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv --clear .venv
 	@for try in 1 2 3; do \
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1' && \
 	$(BIN)/pip install --quiet --disable-pip-version-check --group dev --editable '.[all]' && exit 0; \

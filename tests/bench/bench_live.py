@@ -74,10 +74,14 @@ class Transcripts(threading.Thread):
 
 
 def script(player: Player, tools: int) -> list[Reply]:
-    asked = {player.argument: COMMAND, "description": "wait a moment"}
-    if player.kind.slug == "codex-cli":
-        del asked["description"]
-    return [Reply([ToolUse(player.shell, asked)])] * tools + [Reply([Text("Done.")])]
+    replies = []
+    for number in range(tools):
+        # Gemini CLI breaks off what calls the same tool with the same input again and again.
+        asked = {player.argument: COMMAND, "description": f"wait a moment, {number}"}
+        if player.kind.slug == "codex-cli":
+            del asked["description"]
+        replies.append(Reply([ToolUse(player.shell, asked)]))
+    return [*replies, Reply([Text("Done.")])]
 
 
 def latencies(player: Player, folder: Path, turns: int, tools: int) -> dict[str, list[float]]:

@@ -75,7 +75,7 @@ def tell(reaches: Sequence[Reach], details: object, path: Path | None) -> None:
     if path is not None:
         rows = [{**asdict(reach), "met": reach.met} for reach in reaches]
         document = {"reaches": rows, "details": details}
-        path.write_text(json.dumps(document, indent=2, default=vars) + "\n")
+        path.write_text(json.dumps(document, indent=2, default=asdict) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
