@@ -178,8 +178,10 @@ def test_a_permission_wait_is_its_own_span(tmp_path, monkeypatch):
         assert wait.parent_span_id == tool.span_id
         assert wait.attributes[semconv.PERMISSION_DECISION] == "allow"
         assert wait.attributes[semconv.PERMISSION_DECIDED_BY] == "user"
-        # Nothing is left of a wait that was answered before the hook could run that tells of it:
-        # Claude Code does not wait for that hook before it asks.
+        # Claude Code asks while the hook that tells of it runs: of a wait that was answered before
+        # that had begun nothing is left.
+        took_ns = int(tool.attributes[semconv.TOOL_DURATION_MS]) * 1_000_000
+        assert wait.end_ns == max(wait.start_ns, tool.end_ns - took_ns)
         assert tool.start_ns <= wait.start_ns <= wait.end_ns <= tool.end_ns
 
 
