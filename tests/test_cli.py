@@ -263,20 +263,17 @@ def test_a_transcript_is_taken_in_once(tmp_path):
 
 def test_tail_ends_with_its_reader(filled):
     """A closed pipe is no error."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tracebridge", "tail", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    process.stdout.close()
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        who = {"prompt_id": f"prompt {time.time_ns()}"}
-        put_hook(filled, time.time_ns(), "UserPromptSubmit", prompt="more", **who)
-        ok("watch", "--once")
-    assert process.wait(1) == 0
-    assert process.stderr.read() == b""
-    process.stderr.close()
+    tail = [sys.executable, "-m", "tracebridge", "tail", "--json"]
+    with subprocess.Popen(tail, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            who = {"prompt_id": f"prompt {time.time_ns()}"}
+            put_hook(filled, time.time_ns(), "UserPromptSubmit", prompt="more", **who)
+            ok("watch", "--once")
+        process.kill()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 @pytest.mark.usefixtures("filled")

@@ -10,6 +10,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -20,11 +21,11 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
 
 from tracebridge.agents import agents
 from tracebridge.couriers import Courier
 from tracebridge.delivery import deliver
+from tracebridge.file_events import observing
 from tracebridge.gateways.respan_logs import RespanLogsError
 from tracebridge.metrics import metrics_to
 from tracebridge.poller import Poller, poll
@@ -116,53 +117,28 @@ def _watch(
     watcher.spool.create()
     watcher.metrics = metrics_to(settings.env, watcher.spool.depth, settings.resource)
     couriers = [Courier(settings, sink, lock) for sink in watcher.sinks]
-    observer = Observer()
-    observer.schedule(
-        _SpoolEvents(wake),
-        str(watcher.spool.new),
-        event_filter=[FileCreatedEvent, FileMovedEvent],
-    )
-    observer.start()
-    for folder in settings.records:
-        # One that cannot be watched, or is made later, is looked at from time to time.
-        with contextlib.suppress(OSError):
-            observer.schedule(
-                _SpoolEvents(wake),
-                str(folder),
-                event_filter=[FileCreatedEvent, FileMovedEvent, FileModifiedEvent],
-            )
     for courier in couriers:
         courier.start()
     poller = Poller(settings, lock)
     if settings.values["respan_logs"].value:
         poller.start()
-    last_new = time.monotonic()
-    last_tidy = -math.inf
     try:
-        # In a home that is not the one we know nothing may be made.
-        while not wake.to_stop and lock.is_in_place():
-            try:
-                if time.monotonic() - last_tidy > 3600:
-                    last_tidy = time.monotonic()
-                    _tidy(settings, watcher)
-                if watcher.step():
-                    last_new = time.monotonic()
-                for courier in couriers:
-                    courier.wake()
-                idle_s = time.monotonic() - last_new
-                if patience_s is not None and idle_s > patience_s and _is_done(watcher):
-                    break
-            except DamagedStoreError:
-                raise
-            except (StoreError, OSError) as error:
-                # A full disk gets room again; what was not taken in still lies in the spool.
-                logger.warning("%s", error)
-                wake.wait(IDLE_PAUSE_S)
-                continue
-            wake.wait(BUSY_PAUSE_S if watcher.busy and idle_s < 60 else IDLE_PAUSE_S)
+        with observing() as observer:
+            observer.schedule(
+                _SpoolEvents(wake),
+                str(watcher.spool.new),
+                event_filter=[FileCreatedEvent, FileMovedEvent],
+            )
+            for folder in settings.records:
+                # One that cannot be watched, or is made later, is looked at from time to time.
+                with contextlib.suppress(OSError):
+                    observer.schedule(
+                        _SpoolEvents(wake),
+                        str(folder),
+                        event_filter=[FileCreatedEvent, FileMovedEvent, FileModifiedEvent],
+                    )
+            _until_stopped(settings, watcher, couriers, wake, patience_s=patience_s, lock=lock)
     finally:
-        observer.stop()
-        observer.join()
         for courier in couriers:
             courier.stop()
         poller.stop()
@@ -175,6 +151,40 @@ def _watch(
         # Of a home that is gone.
         with contextlib.suppress(StoreError):
             watcher.close()
+
+
+def _until_stopped(
+    settings: Settings,
+    watcher: Watcher,
+    couriers: Sequence[Courier],
+    wake: _Wake,
+    *,
+    patience_s: float | None,
+    lock: Lock,
+) -> None:
+    last_new = time.monotonic()
+    last_tidy = -math.inf
+    # In a home that is not the one we know nothing may be made.
+    while not wake.to_stop and lock.is_in_place():
+        try:
+            if time.monotonic() - last_tidy > 3600:
+                last_tidy = time.monotonic()
+                _tidy(settings, watcher)
+            if watcher.step():
+                last_new = time.monotonic()
+            for courier in couriers:
+                courier.wake()
+            idle_s = time.monotonic() - last_new
+            if patience_s is not None and idle_s > patience_s and _is_done(watcher):
+                break
+        except DamagedStoreError:
+            raise
+        except (StoreError, OSError) as error:
+            # A full disk gets room again; what was not taken in still lies in the spool.
+            logger.warning("%s", error)
+            wake.wait(IDLE_PAUSE_S)
+            continue
+        wake.wait(BUSY_PAUSE_S if watcher.busy and idle_s < 60 else IDLE_PAUSE_S)
 
 
 def watch_once(settings: Settings, *, close_open: bool = False) -> bool:

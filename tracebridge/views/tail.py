@@ -14,9 +14,9 @@ import orjson
 from rich.console import Console
 from rich.text import Text
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
 
 from tracebridge import semconv
+from tracebridge.file_events import observing
 from tracebridge.ids import root_span_id
 from tracebridge.model import Span
 from tracebridge.store import CHANGED, Store, TurnRow
@@ -258,17 +258,12 @@ def _is_new(root: Span) -> bool:
 def _looks(home: Path, stop: threading.Event, pause_s: Callable[[], float]) -> Iterator[None]:
     """Yield whenever the store may have changed, and after each pause."""
     wake = threading.Event()
-    observer = Observer()
-    observer.schedule(_StoreEvents(wake), str(home))
-    observer.start()
-    try:
+    with observing() as observer:
+        observer.schedule(_StoreEvents(wake), str(home))
         while not stop.is_set():
             wake.clear()
             yield
             wake.wait(pause_s())
-    finally:
-        observer.stop()
-        observer.join()
 
 
 class _StoreEvents(FileSystemEventHandler):
