@@ -25,6 +25,7 @@ from tracebridge.suspicion import Suspicion
         (r"(?<=;)\s?key", ";key"),
         (r"(?:(?<![0-9A-Za-z_\\])|(?<=\\[nrt]))key", r"\nkey"),
         (r"\bkey\b", "-key-"),
+        (r"é\b", "é-"),
         (r"a(?=[^)\]]{1,9}\d)\S+", "ab1"),
         (r"a(?![\w-]{0,30} b)é", "aé"),
         (r"(?P<quote>['\"])(?:(?!(?P=quote))[^\n])+", "'ab"),
