@@ -26,8 +26,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from model_server import MARK, PACED_EVENTS
 from runner import Reach, tell
@@ -89,10 +90,7 @@ class Way:
     figures: dict[str, float] = field(default_factory=dict)
 
     def request(self, case: str, size: int = 2_000, *, stream: bool = False) -> bytes:
-        message = {"role": "user", "content": "x" * size}
-        body = json.dumps(
-            {"model": f"claude-{case}", "max_tokens": 9, "stream": stream, "messages": [message]}
-        )
+        body = body_of(case, size, stream=stream)
         return (
             f"POST {self.path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n"
             "content-type: application/json\r\nanthropic-version: 2023-06-01\r\n"
@@ -119,6 +117,21 @@ class Way:
     def memory_mb(self) -> float:
         pages = [int((place / "statm").read_text().split()[1]) for place in self.processes()]
         return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@cache
+def body_of(case: str, size: int, *, stream: bool) -> str:
+    """Return a request as agents send it: a few kilobytes for each tool they have used."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Please mend the tests."}]
+    text = '    return {name: value for name, value in found}  # as "told"\n'
+    for number in range(max(1, size // 4_000)):
+        use = {"type": "tool_use", "id": f"toolu_{number}", "name": "Read", "input": {}}
+        content = text * (min(size, 4_000) // len(text))
+        result = {"type": "tool_result", "tool_use_id": f"toolu_{number}", "content": content}
+        messages += ({"role": "assistant", "content": [use]}, {"role": "user", "content": [result]})
+    return json.dumps(
+        {"model": f"claude-{case}", "max_tokens": 9, "stream": stream, "messages": messages}
+    )
 
 
 class Client(asyncio.Protocol):
@@ -205,15 +218,19 @@ async def connect(way: Way) -> Client:
     return client
 
 
+# How often in a hundred rounds, and what is asked for.
+CASES: dict[str, tuple[int, tuple[Any, ...], dict[str, bool]]] = {
+    "small call": (100, ("plain",), {}),
+    "200 events": (100, ("burst",), {"stream": True}),
+    "500 kB request": (50, ("plain", 500_000), {}),
+    "5 MB request": (10, ("plain", 5_000_000), {}),
+}
+
+
 async def one_at_a_time(ways: Sequence[Way], rounds: int) -> None:
-    cases = {
-        "small call": (rounds, ("plain",), {}),
-        "200 events": (rounds, ("burst",), {"stream": True}),
-        "500 kB request": (rounds // 2, ("plain", 500_000), {}),
-        "5 MB request": (max(rounds // 10, 10), ("plain", 5_000_000), {}),
-    }
     clients = [(way, await connect(way)) for way in ways]
-    for case, (count, arguments, options) in cases.items():
+    for case, (share, arguments, options) in CASES.items():
+        count = max(rounds * share // 100, 10)
         times: dict[str, list[float]] = {way.name: [] for way in ways}
         for number in range(count + 5):
             for way, client in clients:
@@ -230,6 +247,22 @@ async def one_at_a_time(ways: Sequence[Way], rounds: int) -> None:
             way.figures[f"{case}, added p50 ms"] = statistics.median(values) - direct
     for _, client in clients:
         client.close()
+
+
+async def one_after_another(way: Way, case: str, rounds: int) -> None:
+    """Note the CPU of calls that follow each other on one connection."""
+    share, arguments, options = CASES[case]
+    count = max(rounds * share // 100, 10)
+    request = way.request(*arguments, **options)
+    client = await connect(way)
+    await client.exchange(request)
+    await settled(way)
+    cpu_ms = way.cpu_ms()
+    for _ in range(count):
+        await client.exchange(request)
+    await settled(way)
+    keep(way, f"{case}, CPU ms/call", (way.cpu_ms() - cpu_ms) / count)
+    client.close()
 
 
 async def in_parallel(way: Way, streams: int, calls: int) -> None:
@@ -298,6 +331,9 @@ async def measure(ways: Sequence[Way], rounds: int) -> None:
             # Now all buffers are as large as they get.
             for way in ways:
                 way.figures["RSS after a round, MB"] = way.memory_mb()
+        for way, case in [(way, case) for case in CASES for way in ways]:
+            if way.process is not None and way.name not in SLOW:
+                await one_after_another(way, case, rounds)
         for way, streams in [(way, streams) for streams in (1, 16, 100) for way in ways]:
             if (way.name, streams) in gave_up:
                 continue
@@ -452,6 +488,10 @@ def reaches(found: Sequence[Way]) -> list[Reach]:
                 ("16 at once, p50 ms", 2),
                 ("100 at once, p50 ms", 2),
                 ("200 events, p50 ms", 2),
+                ("small call, CPU ms/call", 3),
+                ("500 kB request, CPU ms/call", 3),
+                ("5 MB request, CPU ms/call", 3),
+                ("200 events, CPU ms/call", 3),
                 ("16 at once, CPU ms/call", 3),
                 ("100 at once, CPU ms/call", 3),
             ):
@@ -464,6 +504,7 @@ def reaches(found: Sequence[Way]) -> list[Reach]:
             "500 kB request, added p50 ms",
             "5 MB request, added p50 ms",
             "16 at once, p50 ms",
+            "500 kB request, CPU ms/call",
             "16 at once, CPU ms/call",
             "100 at once, CPU ms/call",
         ):

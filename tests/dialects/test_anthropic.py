@@ -270,6 +270,22 @@ def test_digest():
     other = request(model="m", messages=[{"role": "user", "content": "y"}])
     assert first.digest == again.digest != other.digest
     assert request(model="m").digest is None
+    assert request(messages=[]).digest != request(messages=[[]]).digest
+
+
+def test_digest_of_a_long_conversation():
+    """A digest tells requests apart that differ in their end, or in how long their history is."""
+    history = [{"role": "user", "content": "x" * 100}] * 50
+    digests = {
+        request(messages=messages).digest
+        for messages in (
+            history,
+            history[1:],
+            [{"role": "user", "content": "[cleared]"}, *history[1:]],
+            [*history[:-1], {"role": "user", "content": "y" * 100}],
+        )
+    }
+    assert len(digests) == 4
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model":}', b"\xff", b'"x"'])

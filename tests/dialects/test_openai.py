@@ -87,6 +87,7 @@ def test_responses_stream():
         stop_reason="completed",
         usage=SAME_USAGE,
         tool_call_ids=("call_é1", "call_2"),
+        blocks=4,
         first_token_ns=1,
         ended=True,
     )
@@ -114,6 +115,7 @@ def test_responses_document():
         stop_reason="completed",
         usage=SAME_USAGE,
         tool_call_ids=("call_é1", "call_2"),
+        blocks=4,
         ended=True,
     )
 
@@ -178,6 +180,7 @@ def test_chat_stream():
         stop_reason="tool_calls",
         usage=SAME_USAGE,
         tool_call_ids=("call_1",),
+        blocks=2,
         first_token_ns=1,
         ended=True,
     )
@@ -233,8 +236,24 @@ def test_chat_document():
         stop_reason="length",
         usage=Usage(input_tokens=5, output_tokens=6),
         tool_call_ids=("a",),
+        blocks=1,
         ended=True,
     )
+
+
+def test_blocks_are_counted_as_clients_make_them():
+    """Of reasoning each summary is a block, of a Chat stream each run of text or thought."""
+    thoughts = {"type": "reasoning", "id": "rs_1", "summary": [{"text": "a"}, {"text": "b"}]}
+    begun = event("response.output_item.added", item={**thoughts, "summary": []})
+    done = event("response.output_item.done", item=thoughts)
+    assert parse(CREATED, begun).blocks == 1
+    assert parse(CREATED, begun, done).blocks == 2
+    # Which of these are the same is not known.
+    assert parse(event("response.output_item.done", item={"type": "message"})).blocks is None
+    runs = [{"reasoning_content": "a"}, {"content": "b"}, {"content": "c"}, {"reasoning": "d"}]
+    said = [chunk(delta) for delta in runs]
+    assert parse(*said, name=openai.CHAT_COMPLETIONS).blocks == 3
+    assert parse(chunk({"content": ""}), name=openai.CHAT_COMPLETIONS).blocks is None
 
 
 def test_embeddings():

@@ -2,6 +2,7 @@
 
 import gc
 import gzip
+import itertools
 import json
 import threading
 import time
@@ -106,6 +107,32 @@ def test_streamed_call(gateway, upstream):
         "request-id": "req_1",
     }
     assert "sk-secret" not in repr(call)
+
+
+def test_request_in_chunks(gateway, upstream):
+    """A request that comes in chunks of all sizes is understood as one."""
+    body = json.dumps({"model": "m", "system": "s" * 200_000, "stream": True}).encode()
+    sizes = itertools.cycle((1, 5000, 2, 3, 70_000, 4096))
+    chunks = []
+    rest = body
+    while rest:
+        size = next(sizes)
+        chunks.append(b"%x\r\n%s\r\n" % (len(rest[:size]), rest[:size]))
+        rest = rest[size:]
+    client = gateway.connect()
+    client.send(
+        b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    for chunk in chunks:
+        client.send(chunk)
+    client.send(b"0\r\n\r\n")
+    peer = upstream.accept()
+    peer.read_head()
+    assert peer.read_until(b"\r\n0\r\n\r\n") == b"".join(chunks) + b"0\r\n\r\n"
+    peer.send(document(200, b"{}"))
+    [call] = gateway.wait_for_calls(1)
+    assert (call.requested_model, call.streaming, call.partial) == ("m", True, False)
+    assert call.request_bytes == len(body)
 
 
 def test_times(gateway, upstream):
@@ -239,6 +266,14 @@ def test_attempts_are_counted(gateway, upstream):
     assert attempts == [1, 2, 1, 3, 1, None]
 
 
+def test_of_requests_without_a_session_the_first_is_known(gateway, upstream):
+    """Equal ones may be of strangers, so that a second one is not called a second attempt."""
+    nameless = b"User-Agent: GeminiCLI/0.61.0\r\n"
+    answer = document(200, b"{}")
+    attempts = [post(gateway, upstream, answer, fields=nameless).attempt for _ in range(2)]
+    assert attempts == [1, None]
+
+
 def test_identity_from_the_body(gateway, upstream):
     """A caller that only its body names is known all the same."""
     body = {"model": "m", "messages": [], "metadata": {"user_id": '{"session_id":"s9"}'}}
@@ -353,7 +388,7 @@ def test_recording_that_hangs(gateway, upstream):
     record = gateway.record
 
     def hang(call):
-        release.wait(20)
+        release.wait(LIMIT_SECONDS)
         record(call)
 
     gateway.on_record = hang

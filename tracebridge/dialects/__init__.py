@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import msgspec
 
@@ -19,23 +18,28 @@ from tracebridge.model import Usage
 
 # A line of a stream longer than this is passed over; nothing we look for is in it.
 EVENT_LIMIT = 8 * 1024 * 1024
+# Who is calling does not stand in anything as large as the conversation or the tools.
+_SMALL = 64 * 1024
+# So many items at its end, and how long the whole is, tell one state of a conversation from another.
+_DIGESTED = 8
+# Of lists and objects it is only found out where what is in them begins and ends.
+_Value: TypeAlias = list[msgspec.Raw] | dict[str, msgspec.Raw] | str | int | float | bool | None
+_FIELDS = msgspec.json.Decoder(dict[str, _Value])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFacts:
+class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a request's body says."""
 
     requested_model: str | None = None
     streaming: bool = False
     tool_result_ids: tuple[str, ...] = ()
-    # Equal for two attempts at the same request.
-    digest: bytes | None = None
+    # Equal for two attempts at the same request, as this process sees them.
+    digest: int | None = None
     # The body without its bulk, for the agent's module to find out who is calling.
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseFacts:
+class ResponseFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a response's body says, as far as it came."""
 
     response_id: str | None = None
@@ -108,6 +112,47 @@ def model_in_path(dialect: Dialect, path: str) -> str | None:
     return model
 
 
+class RequestBody(msgspec.Struct, frozen=True):
+    """A request's JSON object, looked at in one pass: most of it is a history that was told."""
+
+    # All but the conversation and what is as large.
+    small: dict[str, Any]
+    # What the conversation consists of; empty where it is no list.
+    items: Sequence[msgspec.Raw]
+    # Of the conversation, None where there is none.
+    digest: int | None
+
+
+def parse_body(body: bytes, conversation: str) -> RequestBody:
+    """Return what *body* holds. Raise ValueError, or RecursionError, if it is no JSON object."""
+    fields = _FIELDS.decode(body)
+    items: Sequence[msgspec.Raw] = ()
+    digest = None
+    if conversation in fields:
+        value = fields.pop(conversation)
+        items = value if isinstance(value, list) else ()
+        end = b",".join(items[-_DIGESTED:]) if items else msgspec.json.encode(value)
+        digest = hash((len(items), sum(map(len, items)), end))
+    small = {key: _decoded(value) for key, value in fields.items() if _size(value) <= _SMALL}
+    return RequestBody(small, items, digest)
+
+
+def _size(value: _Value) -> int:
+    if isinstance(value, dict):
+        return sum(map(len, value.values()))
+    if isinstance(value, list):
+        return sum(map(len, value))
+    return len(value) if isinstance(value, str) else 0
+
+
+def _decoded(value: _Value) -> Any:
+    if isinstance(value, dict):
+        return {key: msgspec.json.decode(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [msgspec.json.decode(each) for each in value]
+    return value
+
+
 def parse_error_message(body: bytes) -> str | None:
     """Return what an error response says to people, in whichever shape a vendor puts it."""
     try:
@@ -142,14 +187,27 @@ class EventStream:
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Return name and data of each event that *data* completes."""
-        first, *others = data.split(b"\n")
+        first, *lines = data.split(b"\n")
         self._keep(first)
-        for rest in others:
-            line = b"".join(self._pieces)
-            self._pieces.clear()
-            self._pieces_bytes = 0
-            self._keep(rest)
-            yield from self._take_line(line.removesuffix(b"\r"))
+        if not lines:
+            return
+        lines.insert(0, b"".join(self._pieces))
+        self._pieces.clear()
+        self._pieces_bytes = 0
+        self._keep(lines.pop())
+        if self._at_start:
+            self._at_start = False
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        for line in lines:
+            name, colon, value = line.removesuffix(b"\r").partition(b":")
+            if name == b"data":
+                self._take_data(value.removeprefix(b" "))
+            elif name == b"event":
+                self._event = value.removeprefix(b" ")
+            elif not name and not colon:
+                if self._data:
+                    yield self._event, b"\n".join(self._data)
+                self._event, self._data, self._data_bytes = b"", [], 0
 
     def _keep(self, piece: bytes) -> None:
         if self._pieces_bytes + len(piece) > EVENT_LIMIT:
@@ -160,22 +218,9 @@ class EventStream:
             self._pieces.append(piece)
             self._pieces_bytes += len(piece)
 
-    def _take_line(self, line: bytes) -> Iterator[tuple[bytes, bytes]]:
-        if self._at_start:
-            self._at_start = False
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line:
-            if self._data:
-                yield self._event, b"\n".join(self._data)
-            self._event, self._data, self._data_bytes = b"", [], 0
-            return
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if name == b"data":
-            self._data_bytes += len(value)
-            if self._data_bytes > EVENT_LIMIT:
-                self.overflowed = True
-            else:
-                self._data.append(value)
-        elif name == b"event":
-            self._event = value
+    def _take_data(self, value: bytes) -> None:
+        self._data_bytes += len(value)
+        if self._data_bytes > EVENT_LIMIT:
+            self.overflowed = True
+        else:
+            self._data.append(value)

@@ -10,12 +10,18 @@ Format facts (API version 2023-06-01, as Claude Code 2.1.329 uses it):
 
 from __future__ import annotations
 
-from hashlib import sha256
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from tracebridge.dialects import EVENT_LIMIT, EventStream, RequestFacts, ResponseFacts
+from tracebridge.dialects import (
+    EVENT_LIMIT,
+    EventStream,
+    RequestFacts,
+    ResponseFacts,
+    parse_body,
+)
 from tracebridge.dialects import ResponseParser as ResponseParserProtocol
 from tracebridge.model import Usage
 
@@ -23,9 +29,6 @@ PROVIDER = "anthropic"
 
 MESSAGES = "anthropic.messages"
 COUNT_TOKENS = "anthropic.count_tokens"
-
-# Who is calling does not stand in anything as large as the conversation or the tools.
-_IDENTITY_LIMIT = 64 * 1024
 
 
 def name_call(method: str, path: str) -> str | None:
@@ -42,14 +45,9 @@ def name_call(method: str, path: str) -> str | None:
 def parse_request(name: str, body: bytes) -> RequestFacts:
     del name  # Both calls take the same body.
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        small = {
-            key: msgspec.json.decode(value)
-            for key, value in fields.items()
-            if key != "messages" and len(value) <= _IDENTITY_LIMIT
-        }
-        conversation = fields.get("messages")
-        last = None if conversation is None else _last_user_message(conversation)
+        request = parse_body(body, "messages")
+        small = request.small
+        last = _last_user_message(request.items)
         if last is not None:
             # What is asked for now; the history before it is what makes a body large.
             small["messages"] = [last]
@@ -57,7 +55,7 @@ def parse_request(name: str, body: bytes) -> RequestFacts:
             requested_model=_text(small.get("model")),
             streaming=small.get("stream") is True,
             tool_result_ids=() if last is None else _tool_result_ids(last),
-            digest=None if conversation is None else sha256(conversation).digest(),
+            digest=request.digest,
             body=small,
         )
     except RecursionError as error:
@@ -228,11 +226,7 @@ class _StreamParser:
         )
 
 
-def _last_user_message(conversation: msgspec.Raw) -> dict[str, Any] | None:
-    try:
-        messages = msgspec.json.decode(conversation, type=list[msgspec.Raw])
-    except msgspec.ValidationError:
-        return None
+def _last_user_message(messages: Sequence[msgspec.Raw]) -> dict[str, Any] | None:
     for raw in reversed(messages):
         message = msgspec.json.decode(raw)
         if isinstance(message, dict) and message.get("role") == "user":

@@ -12,12 +12,18 @@ Format facts (v1beta and v1beta1, as Gemini CLI 0.61.0 uses them):
 from __future__ import annotations
 
 import re
-from hashlib import sha256
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from tracebridge.dialects import EVENT_LIMIT, EventStream, RequestFacts, ResponseFacts
+from tracebridge.dialects import (
+    EVENT_LIMIT,
+    EventStream,
+    RequestFacts,
+    ResponseFacts,
+    parse_body,
+)
 from tracebridge.dialects import ResponseParser as ResponseParserProtocol
 from tracebridge.fields import count_of, dict_of, dicts_in, text_of
 from tracebridge.model import Usage
@@ -40,9 +46,6 @@ _NAMES = {
 _MODEL_AND_METHOD = re.compile(
     r"/(?:publishers/google/|v\d\w*/)(?:models|tunedModels)/([^/:]+):(\w+)/*$"
 )
-# What identifies a caller does not stand in anything as large as the conversation or the tools.
-_IDENTITY_LIMIT = 64 * 1024
-_CONVERSATION = "contents"
 
 
 def name_call(method: str, path: str) -> str | None:
@@ -57,18 +60,12 @@ def model_in_path(path: str) -> str | None:
 
 def parse_request(name: str, body: bytes) -> RequestFacts:
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        small = {
-            key: msgspec.json.decode(value)
-            for key, value in fields.items()
-            if key != _CONVERSATION and len(value) <= _IDENTITY_LIMIT
-        }
-        conversation = fields.get(_CONVERSATION)
+        request = parse_body(body, "contents")
         return RequestFacts(
             streaming=name == STREAM,
-            tool_result_ids=() if conversation is None else _tool_result_ids(conversation),
-            digest=None if conversation is None else sha256(conversation).digest(),
-            body=small,
+            tool_result_ids=_tool_result_ids(request.items),
+            digest=request.digest,
+            body=request.small,
         )
     except RecursionError as error:
         raise ValueError("the body is nested too deeply") from error
@@ -182,11 +179,7 @@ class _StreamParser:
         return self._answer.facts(understood=self._understood and not self._stream.overflowed)
 
 
-def _tool_result_ids(conversation: msgspec.Raw) -> tuple[str, ...]:
-    try:
-        contents = msgspec.json.decode(conversation, type=list[msgspec.Raw])
-    except msgspec.ValidationError:
-        return ()
+def _tool_result_ids(contents: Sequence[msgspec.Raw]) -> tuple[str, ...]:
     # The earlier ones were carried by earlier requests too.
     for raw in reversed(contents):
         content = dict_of(msgspec.json.decode(raw))

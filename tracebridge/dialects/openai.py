@@ -6,18 +6,25 @@ Format facts (as Codex CLI 0.169 and the AI SDK use them, and servers that follo
 - A Responses stream ends with `response.completed`, `.incomplete` or `.failed`, whose response
   repeats everything; before that its usage is null.
 - A tool call has an item id and a call id; results and agents name the call id.
+- Of an item of reasoning clients make one block for each summary, and one if it has none.
 - A Chat stream tells usage only when asked to, in a chunk of its own behind the finish reason;
   some servers repeat it on each chunk, cumulative.
 """
 
 from __future__ import annotations
 
-from hashlib import sha256
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from tracebridge.dialects import EVENT_LIMIT, EventStream, RequestFacts, ResponseFacts
+from tracebridge.dialects import (
+    EVENT_LIMIT,
+    EventStream,
+    RequestFacts,
+    ResponseFacts,
+    parse_body,
+)
 from tracebridge.dialects import ResponseParser as ResponseParserProtocol
 from tracebridge.fields import count_of, dict_of, dicts_in, text_of
 from tracebridge.model import Usage
@@ -34,8 +41,8 @@ _NAME_OF_PATH = {
 }
 _CONVERSATION = {RESPONSES: "input", CHAT_COMPLETIONS: "messages", EMBEDDINGS: "input"}
 
-# Who is calling does not stand in anything as large as the conversation or the tools.
-_IDENTITY_LIMIT = 64 * 1024
+# Whichever name a server gives to what its model thought.
+_KINDS = {"thought": ("reasoning_content", "reasoning"), "text": ("content",)}
 
 
 def name_call(method: str, path: str) -> str | None:
@@ -46,23 +53,14 @@ def name_call(method: str, path: str) -> str | None:
 
 
 def parse_request(name: str, body: bytes) -> RequestFacts:
-    bulk = _CONVERSATION[name]
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        small = {
-            key: msgspec.json.decode(value)
-            for key, value in fields.items()
-            if key != bulk and len(value) <= _IDENTITY_LIMIT
-        }
-        conversation = fields.get(bulk)
+        request = parse_body(body, _CONVERSATION[name])
         return RequestFacts(
-            requested_model=text_of(small, "model"),
-            streaming=small.get("stream") is True,
-            tool_result_ids=(
-                () if conversation is None or name == EMBEDDINGS else _tool_result_ids(conversation)
-            ),
-            digest=None if conversation is None else sha256(conversation).digest(),
-            body=small,
+            requested_model=text_of(request.small, "model"),
+            streaming=request.small.get("stream") is True,
+            tool_result_ids=() if name == EMBEDDINGS else _tool_result_ids(request.items),
+            digest=request.digest,
+            body=request.small,
         )
     except RecursionError as error:
         raise ValueError("the body is nested too deeply") from error
@@ -90,6 +88,11 @@ class _Answer:
         self.first_token_ns: int | None = None
         self.ended = False
 
+    @property
+    def blocks(self) -> int:
+        """Return of how many texts, thoughts and tool calls the answer is made."""
+        raise NotImplementedError
+
     def take_document(self, document: dict[str, Any]) -> None:
         """Take an answer that came as a whole."""
         raise NotImplementedError
@@ -116,6 +119,7 @@ class _Answer:
             stop_reason=self.stop_reason,
             usage=self.usage,
             tool_call_ids=tuple(self.tool_call_ids),
+            blocks=self.blocks or None,
             first_token_ns=self.first_token_ns,
             error_type=self.error_type,
             error_message=self.error_message,
@@ -125,6 +129,15 @@ class _Answer:
 
 
 class _Response(_Answer):
+    def __init__(self) -> None:
+        super().__init__()
+        # By item, since a stream tells of each more than once.
+        self._blocks: dict[str | None, int] = {}
+
+    @property
+    def blocks(self) -> int:
+        return 0 if None in self._blocks else sum(self._blocks.values())
+
     def take_document(self, document: dict[str, Any]) -> None:
         self.ended = True
         if "status" not in document and document.get("error"):
@@ -173,10 +186,21 @@ class _Response(_Answer):
             call_id = text_of(item, "call_id")
             if call_id is not None:
                 self.tool_call_ids[call_id] = None
+        if isinstance(item, dict):
+            self._blocks[text_of(item, "id")] = len(dicts_in(item.get("summary"))) or 1
 
 
 class _Completion(_Answer):
     """A chat completion; of embeddings it finds model and usage, as they stand alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: str | None = None
+        self._runs = 0
+
+    @property
+    def blocks(self) -> int:
+        return self._runs + len(self.tool_call_ids)
 
     def take_document(self, document: dict[str, Any]) -> None:
         self.ended = True
@@ -203,6 +227,10 @@ class _Completion(_Answer):
                 # Only the first piece of a call names it.
                 if call_id := text_of(tool_call, "id"):
                     self.tool_call_ids[call_id] = None
+            for kind, names in _KINDS.items():
+                if self._said != kind and any(message.get(name) for name in names):
+                    self._said = kind
+                    self._runs += 1
             said |= bool(tool_calls) or any(
                 value for key, value in message.items() if key not in {"role", "tool_calls"}
             )
@@ -258,11 +286,7 @@ class _StreamParser:
         return self._answer.facts(understood=self._understood and not self._stream.overflowed)
 
 
-def _tool_result_ids(conversation: msgspec.Raw) -> tuple[str, ...]:
-    try:
-        items = msgspec.json.decode(conversation, type=list[msgspec.Raw])
-    except msgspec.ValidationError:
-        return ()
+def _tool_result_ids(items: Sequence[msgspec.Raw]) -> tuple[str, ...]:
     found: list[str] = []
     for raw in reversed(items):
         item = dict_of(msgspec.json.decode(raw))

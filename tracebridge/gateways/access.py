@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote_plus
+
+from msgspec.structs import replace
 
 from tracebridge.gateways.client_keys import ClientKey, digest_of
 from tracebridge.gateways.framing import RequestHead

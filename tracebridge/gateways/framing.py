@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import httptools
+from msgspec import Struct
 
 HEAD_LIMIT = 256 * 1024
 _CHUNK_LINE_LIMIT = 4096
@@ -35,8 +35,7 @@ class BadRequestError(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(Struct, frozen=True):
     method: str
     target: str
     # The target without its query.
@@ -49,18 +48,6 @@ class RequestHead:
     fields: Mapping[str, str]
     # None: chunked.
     content_length: int | None
-
-    def with_lines(self, lines: Sequence[bytes]) -> RequestHead:
-        # Once a call; `dataclasses.replace` takes three times as long.
-        return RequestHead(
-            self.method,
-            self.target,
-            self.path,
-            self.version,
-            lines,
-            self.fields,
-            self.content_length,
-        )
 
     def encode(self, target: str, host: str) -> bytes:
         """Return the head with another target and Host value, all else kept."""
@@ -263,8 +250,10 @@ class ResponseReader:
     ) -> None:
         self._method = method
         self._report_head = on_head
-        # Bound by name to what httptools looks for.
-        self.on_body = on_body
+        self._report_body = on_body
+        # What httptools looks for by name. A read may bring hundreds of chunks.
+        self._content: list[bytes] = []
+        self.on_body = self._content.append
         self._fields: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._in_head = True
@@ -297,6 +286,9 @@ class ResponseReader:
         except httptools.HttpParserError:
             # Also how an exception of a callback arrives, ours and others'.
             self.lost = not (self.done or self.upgraded)
+        if self._content:
+            self._report_body(b"".join(self._content))
+            self._content.clear()
         if self.done or self.lost:
             # It holds us, and whoever collects the garbage comes late for a body of megabytes.
             self._parser = None

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from tracebridge import ids
 from tracebridge.dialects import find_dialect, model_in_path
 from tracebridge.gateways import baggage
@@ -103,7 +105,7 @@ class Outward:
             if wanted.route_provider and "x-respan-route-provider" not in head.fields:
                 lines.append(_line("X-Respan-Route-Provider", wanted.route_provider))
             secrets = tuple(wanted.secrets)
-        head = head.with_lines(lines)
+        head = replace(head, lines=lines)
         if not wanted.aliases:
             return Outgoing(head, target, secrets=secrets)
         named = model_in_path(found[0], path)

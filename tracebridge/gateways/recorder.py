@@ -40,11 +40,13 @@ BACKLOG_LIMIT_CALLS = 10_000
 _HAND_OVER_BYTES = 64 * 1024
 # What a piece costs beside its bytes; a response may come byte by byte.
 _PIECE_COST = 128
+# From where on it is kept, and not a copy of it.
+_SHARED_BYTES = 4096
 _ATTEMPTS_REMEMBERED = 4096
 _SETTLE_SECONDS = 0.02
-# For how long recording waits for a pause, and for how much.
+# For how long recording waits for a pause, and for how much: memory that is soon free is used again.
 _LONGEST_WAIT_SECONDS = 0.1
-_WAIT_LIMIT_BYTES = 16 * 1024 * 1024
+_WAIT_LIMIT_BYTES = 4 * 1024 * 1024
 _MOST_AT_ONCE = 100
 _MESSAGE_LIMIT = 500
 _HEADER_VALUE_LIMIT = 1024
@@ -139,7 +141,9 @@ class Recording:
         self.path = path
         self.headers = headers
         self.origin = origin
-        self.request_body = bytearray()
+        # The last of them collects what is small.
+        self._small = bytearray()
+        self.request_body: list[bytes | bytearray] = [self._small]
         self.request_bytes = 0
         self.status: int | None = None
         self.response_fields: Sequence[tuple[bytes, bytes]] = ()
@@ -166,9 +170,17 @@ class Recording:
 
     def take_request_body(self, piece: bytes) -> None:
         self.request_bytes += len(piece)
-        if not self._finished:
-            room = COPY_LIMIT - len(self.request_body)
-            self.request_body += piece if len(piece) <= room else piece[:room]
+        if self._finished:
+            return
+        if self.request_bytes > COPY_LIMIT:
+            # JSON without its end tells nothing.
+            self._small = bytearray()
+            self.request_body = []
+        elif len(piece) < _SHARED_BYTES:
+            self._small += piece
+        else:
+            self._small = bytearray()
+            self.request_body += (piece, self._small)
 
     def take_response_head(self, status: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
         self.status = status
@@ -236,7 +248,7 @@ class Recorder:
         is_last: bool,
     ) -> None:
         if is_last:
-            cost += len(recording.request_body)
+            cost += sum(map(len, recording.request_body))
         with self._lock:
             too_many_calls = is_last and self._backlog_calls >= BACKLOG_LIMIT_CALLS
             too_many_bytes = self._backlog_bytes + cost > BACKLOG_LIMIT_BYTES
@@ -253,7 +265,7 @@ class Recorder:
             recording.partial = True
             pieces = []
             if is_last:
-                recording.request_body = bytearray()
+                recording.request_body = []
         self._submitted += 1
         self._work.put((recording, pieces, cost, is_last))
 
@@ -457,7 +469,7 @@ class _Parsing:
         dialect, name = self._dialect
         try:
             body = decompress(
-                bytes(recording.request_body), recording.headers.get("content-encoding", "")
+                b"".join(recording.request_body), recording.headers.get("content-encoding", "")
             )
             return dialect.parse_request(name, body)
         except (ValueError, CannotDecompressError):
@@ -511,16 +523,16 @@ class _Attempts:
     def __init__(self) -> None:
         self._seen: OrderedDict[object, int] = OrderedDict()
 
-    def count(self, identity: CallIdentity | None, digest: bytes | None) -> int | None:
-        # Without a session, equal requests may be strangers to each other.
-        if identity is None or identity.session_id is None or digest is None:
+    def count(self, identity: CallIdentity | None, digest: int | None) -> int | None:
+        if identity is None or digest is None:
             return None
         key = (identity.session_id, identity.turn_key, identity.subagent_id, digest)
         attempt = self._seen.pop(key, 0) + 1
         self._seen[key] = attempt
         if len(self._seen) > _ATTEMPTS_REMEMBERED:
             self._seen.popitem(last=False)
-        return attempt
+        # Without a session, equal requests may be strangers to each other; the first is the first.
+        return attempt if identity.session_id is not None or attempt == 1 else None
 
 
 def _allowed(

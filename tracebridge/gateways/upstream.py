@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 PRESETS = {
     "respan": "https://api.respan.ai",
     "anthropic": "anthropic=https://api.anthropic.com",
@@ -60,8 +62,7 @@ class Upstream:
     names_calls: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     origin: Origin
     # Path and query as the upstream is to get them.
     target: str
