@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from claude_files import SECOND, SESSION, TURN, Claude, at, said, used
-from exports import exported
+from exports import documents, exported, message
 
 from tracebridge import semconv
 from tracebridge.foreign import QUIET_NS
@@ -371,15 +371,26 @@ def test_forgetting_a_session_takes_its_foreign_spans_along(claude, home):
 
 
 def test_a_traceparent_of_ours_is_enough(claude, receiver):
-    """Spans without any call of a model, as Envoy's, lie in the turn whose traceparent they had."""
+    """Spans without any call of a model, as Envoy's by default, lie in the turn that they name."""
     claude.simple_turn()
     assert traceparent(TRACE)[36:52] == ROOT
-    request = exported(span(1, "ingress", trace=TRACE), service="envoy", scope="")
-    request.resource_spans[0].scope_spans[0].spans[0].parent_span_id = bytes.fromhex(ROOT)
+    document = documents("envoy-codex")[0]
+    (part,) = document["resourceSpans"][0]["scopeSpans"]
+    egress, ingress = part["spans"][:2]
+    part["spans"] = [
+        egress | {"traceId": TRACE},
+        ingress | {"traceId": TRACE, "parentSpanId": ROOT},
+    ]
+    for each in part["spans"]:
+        # What our page makes it tell, Envoy does not tell by itself.
+        ours = ("gen_ai.", "http.request.header.")
+        each["attributes"] = [a for a in each["attributes"] if not a["key"].startswith(ours)]
+    request = message(document)
     claude.spool.take(SpanExport(time_ns=at(3), request=request.SerializeToString()))
     deliver()
-    ingress = by_name(receiver)["ingress"]
-    assert (ingress.trace_id, ingress.parent_span_id) == (TRACE, ROOT)
+    told = by_name(receiver)
+    assert (told["ingress"].trace_id, told["ingress"].parent_span_id) == (TRACE, ROOT)
+    assert told["router openai egress"].parent_span_id == told["ingress"].span_id
 
 
 def test_an_export_that_cannot_be_understood_is_set_aside(claude, receiver, home):

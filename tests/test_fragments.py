@@ -153,6 +153,72 @@ def test_the_innermost_of_nested_calls_is_the_physical_one():
     assert list(calls_in(fragment)) == ["02" * 8]
 
 
+def test_envoy_tells_who_asked_and_what_answered():
+    """By headers and an id that its configuration makes it read; of tokens and models it knows none."""
+    calls = recorded_calls("envoy-codex")
+    assert [call.response_id for call in calls] == ["resp_real0001", "resp_real0002"]
+    for call in calls:
+        assert (call.gateway, call.status_code, call.usage) == ("envoy", 200, None)
+        assert call.identity is not None
+        assert call.identity.agent == "codex-cli"
+        assert call.identity.turn_key
+
+
+@pytest.mark.parametrize("come", [4, 3])
+def test_of_attempts_at_one_request_the_last_is_the_call(come):
+    """What Envoy tried again by itself stays a span; its span of the whole request comes last."""
+    fragments, _ = split(whole("envoy-claude-retries"))
+    fragment = max(fragments, key=lambda each: len(each.spans))
+    fragment.spans.sort(key=lambda each: each.span.end_time_unix_nano)
+    assert [each.span.name for each in fragment.spans][3:] == ["ingress"]
+    del fragment.spans[come:]
+    (call,) = calls_in(fragment).values()
+    assert (call.response_id, call.request_id) == ("msg_real0004", "req_real0004")
+    assert call.error_type is None
+
+
+@pytest.mark.parametrize(
+    ("parent", "second", "known"),
+    [
+        # The parent of both is a span of the gateway's: one request.
+        ({"parent": 1}, {"http.request.resend_count": 1}, ["503"]),
+        # Nothing says that one follows from the other.
+        ({"parent": 1}, {}, ["503", "529"]),
+        # Their parent is the agent's turn: requests of their own.
+        ({"parent": 9}, {"http.request.resend_count": 1}, ["503", "529"]),
+    ],
+)
+def test_only_what_says_so_is_an_attempt_at_the_same_request(parent, second, known):
+    """Failed calls next to each other may be of different requests."""
+    chat = {"gen_ai.operation.name": "chat"}
+    first = chat | {"http.response.status_code": 529}
+    again = chat | {"http.response.status_code": 503} | second
+    fragment = fragment_of(
+        {"id": 1, "name": "POST /v1/messages"},
+        {"id": 2, "error": "overloaded", "attributes": first} | parent,
+        {"id": 3, "error": "unavailable", "attributes": again} | parent,
+    )
+    assert sorted(str(call.error_type) for call in calls_in(fragment).values()) == known
+
+
+@pytest.mark.parametrize("told", ["req_1", ["req_1"], ["req_1", "req_2"]])
+@pytest.mark.parametrize("name", ["request-id", "x-request-id"])
+def test_the_providers_id_of_a_request_stands_in_its_response_header(name, told):
+    """As text or as a list: an attempt that failed is known by it, too."""
+    header = {f"http.response.header.{name}": told}
+    chat = {"gen_ai.operation.name": "chat"} | header
+    (call,) = calls_in(fragment_of({"error": "slow down", "attributes": chat})).values()
+    assert call.request_id == "req_1"
+
+
+@pytest.mark.parametrize("told", ["", [], 7, [""]])
+def test_a_response_header_that_says_nothing_is_no_id(told):
+    """Whatever stands in its place."""
+    chat = {"gen_ai.operation.name": "chat", "http.response.header.request-id": told}
+    (call,) = calls_in(fragment_of({"attributes": chat})).values()
+    assert call.request_id is None
+
+
 @pytest.mark.parametrize("operation", ["invoke_agent", "execute_tool"])
 def test_what_contains_calls_is_none(operation):
     """An agent's or a tool's span is not mistaken for a call, whatever tokens it sums up."""

@@ -20,6 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
 from tracebridge import semconv
 from tracebridge.encode import Resource
 from tracebridge.fragments import (
+    PARENT_IS_REMOTE,
     ForeignSpan,
     Fragment,
     call_id_of,
@@ -53,8 +54,6 @@ QUIET_NS = 10 * SECOND_NS
 SKEW_NS = 600 * SECOND_NS
 # Of more sessions at the time of a call than this, the latest are asked whether it is theirs.
 MOST_SESSIONS = 50
-# Set by gateways that know that a span's parent is not their own.
-_PARENT_IS_REMOTE = 0x200
 _PREFIX = call_id_of("", "").partition(":")[0] + ":"
 _LATEST_NS = 2**63 - 1
 _KINDS: dict[int, SpanKind] = {kind.value: kind for kind in SpanKind}
@@ -320,7 +319,7 @@ def _is_complete(fragment: Fragment, calls: Iterable[GatewayCall]) -> bool:
 
 def _is_top(root: ForeignSpan) -> bool:
     """Say whether a span whose parent is not here has none that is still to come."""
-    return root.parent_span_id is None or bool(root.span.flags & _PARENT_IS_REMOTE)
+    return root.parent_span_id is None or bool(root.span.flags & PARENT_IS_REMOTE)
 
 
 def records(

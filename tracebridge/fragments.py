@@ -37,6 +37,8 @@ SPAN_TYPE = "gateway"
 LITERAL_LIMIT = 64 * 1024
 NAME_LIMIT = 64
 MESSAGE_LIMIT = 500
+# Set by gateways that know whose span the parent is, and that it is not their own.
+_PARENT_IS_KNOWN, PARENT_IS_REMOTE = 0x100, 0x200
 
 # What is asked of a model. All else, such as invoke_agent, contains calls.
 _CALLS = {"chat", "text_completion", "generate_content", "embeddings", "completion", "responses"}
@@ -81,6 +83,10 @@ _FIRST_CHUNK = ("gen_ai.response.time_to_first_chunk", "gen_ai.server.time_to_fi
 # What an agent told of itself, as a gateway passes it on.
 _HEADERS = "metadata.requester_custom_headers"
 _HEADER_PREFIX = "http.request.header."
+# As providers name their id of a request in the answer.
+_REQUEST_IDS = ("http.response.header.request-id", "http.response.header.x-request-id")
+# Which attempt at one request a span is, from the second on.
+_RESENDS = ("http.request.resend_count", "retry.count")
 _USAGE_OBJECT = "metadata.usage_object"
 _END_USER = ("metadata.user_api_key_end_user_id", "litellm.metadata.user_api_key_end_user_id")
 _RESPONSE_ID = ("gen_ai.response.id", "llm.response.id")
@@ -148,6 +154,11 @@ class ForeignSpan:
     def parent_span_id(self) -> str | None:
         return self.span.parent_span_id.hex() or None
 
+    @property
+    def is_within(self) -> bool:
+        """Say whether its gateway tells that the parent is a span of its own."""
+        return self.span.flags & (_PARENT_IS_KNOWN | PARENT_IS_REMOTE) == _PARENT_IS_KNOWN
+
 
 @dataclass(slots=True)
 class Fragment:
@@ -208,7 +219,8 @@ def split(request: ExportTraceServiceRequest) -> tuple[list[Fragment], Counter[s
 def calls_in(fragment: Fragment) -> dict[str, GatewayCall]:
     """Return the calls to a model that a fragment tells of, by span id.
 
-    Where spans of calls lie in each other, the innermost is the one physical call.
+    Where spans of calls lie in each other, the innermost is the one physical call. Where a gateway
+    tried again by itself, only its last attempt is: of those before nobody else knows.
     """
     parents = {each.span_id: each.parent_span_id for each in fragment.spans}
     facts = {each.span_id: attributes_of(each.span.attributes) for each in fragment.spans}
@@ -220,6 +232,7 @@ def calls_in(fragment: Fragment) -> dict[str, GatewayCall]:
             above.add(up)
             up = parents.get(up)
     innermost = told - above
+    innermost -= _tried_again(fragment, innermost, facts)
     if not innermost:
         return {}
     roots = {each: root for root, ids in fragment.below().items() for each in ids}
@@ -229,6 +242,27 @@ def calls_in(fragment: Fragment) -> dict[str, GatewayCall]:
         # Without a root in a circle of parents.
         if each.span_id in innermost and each.span_id in roots
     }
+
+
+def _tried_again(
+    fragment: Fragment, calls: Collection[str], facts: Mapping[str, Mapping[str, Any]]
+) -> set[str]:
+    """Return the span ids of failed attempts after which the gateway made another by itself."""
+    here = {each.span_id for each in fragment.spans}
+    attempts: dict[str, list[ForeignSpan]] = defaultdict(list)
+    for each in fragment.spans:
+        # Below a parent that is somebody else's lie attempts at other requests, too.
+        if each.span_id in calls and (each.is_within or each.parent_span_id in here):
+            attempts[str(each.parent_span_id)].append(each)
+    again = set()
+    for group in attempts.values():
+        last = max(_resends(facts[each.span_id]) for each in group)
+        again |= {
+            each.span_id
+            for each in group
+            if _has_failed(each) and _resends(facts[each.span_id]) < last
+        }
+    return again
 
 
 def tells_of_caller(name: str) -> bool:
@@ -380,13 +414,21 @@ def _is_call(facts: dict[str, Any]) -> bool:
     return names_model and bool(answered or operation)
 
 
+def _has_failed(foreign: ForeignSpan) -> bool:
+    return foreign.span.status.code == Status.STATUS_CODE_ERROR
+
+
+def _resends(facts: Mapping[str, Any]) -> int:
+    return _number(facts, _RESENDS) or 0
+
+
 def _call(foreign: ForeignSpan, facts: dict[str, Any], parent: str | None) -> GatewayCall:
     span = foreign.span
     start_ns, end_ns = span.start_time_unix_nano, span.end_time_unix_nano
     log_ids = {header: told for name, header in _LOG_IDS.items() if (told := text_of(facts, name))}
     status_code = _number(facts, _STATUS_CODE)
     error_type = None
-    if span.status.code == Status.STATUS_CODE_ERROR:
+    if _has_failed(foreign):
         failed = status_code is not None and status_code >= 400
         error_type = str(status_code) if failed else _short(text_of(facts, "error.type")) or "error"
     message = None if error_type is None else _message(span, facts)
@@ -417,7 +459,7 @@ def _call(foreign: ForeignSpan, facts: dict[str, Any], parent: str | None) -> Ga
         error_message=message,
         first_byte_ns=None if first is None else start_ns + int(first * SECOND_NS),
         response_id=_response_id(facts),
-        request_id=_request_id(message),
+        request_id=_request_id(facts, message),
         stop_reason=_stop_reason(facts),
         usage=None if error_type is not None else _usage(facts),
         tool_call_ids=asked,
@@ -451,11 +493,9 @@ def _identity(facts: Mapping[str, Any]) -> CallIdentity | None:
         for name, value in _literal(facts.get(_HEADERS)).items()
         if isinstance(name, str) and isinstance(value, str)
     }
-    for name, value in facts.items():
-        if name.startswith(_HEADER_PREFIX):
-            first = value[0] if isinstance(value, list) and value else value
-            if isinstance(first, str):
-                headers[name.removeprefix(_HEADER_PREFIX).lower()] = first
+    for name in facts:
+        if name.startswith(_HEADER_PREFIX) and (value := _header(facts, name)) is not None:
+            headers[name.removeprefix(_HEADER_PREFIX).lower()] = value
     user = _text(facts, _END_USER)
     return identify_call(headers, {"metadata": {"user_id": user}}) if headers or user else None
 
@@ -543,10 +583,18 @@ def _message(span: Span, facts: Mapping[str, Any]) -> str | None:
     return next((text[:MESSAGE_LIMIT] for text in told if isinstance(text, str) and text), None)
 
 
-def _request_id(message: str | None) -> str | None:
-    """Return the provider's id of a failed attempt, as it stands in the answer that is told."""
+def _request_id(facts: Mapping[str, Any], message: str | None) -> str | None:
+    """Return the provider's id of an attempt, or of a failed one as its *message* tells it."""
+    told = (_header(facts, name) for name in _REQUEST_IDS)
     found = _REQUEST_ID.search(message or "")
-    return found[1] if found is not None else None
+    return next(filter(None, told), found[1] if found is not None else None)
+
+
+def _header(facts: Mapping[str, Any], name: str) -> str | None:
+    """Return a header that a span tells; a list by the conventions, a text by Envoy."""
+    value = facts.get(name)
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, str) else None
 
 
 def set_usage_aside(span: Span) -> None:

@@ -30,6 +30,8 @@ JSON = {"content-type": "application/json"}
 RECORDINGS = sorted(path.name for path in FOLDER.iterdir())
 # By what each recording's calls are known.
 EVIDENCE = {
+    "envoy-codex": {"turn_id"},
+    "envoy-codex-without-ids": {"turn_id"},
     "litellm-codex-v1": {"turn_id"},
     "litellm-codex-v2-opaque": {"session_window"},
     "respan-gateway-claude": {"tool_call_id"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from shutil import copyfile
 
 import pytest
+from beside import started
 from claude_files import Claude, at
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +24,8 @@ from tracebridge.settings import read_settings
 from tracebridge.testing.receiver import Receiver
 from tracebridge.views.status import status
 from tracebridge.watch import watch_once
+
+WATCH = [sys.executable, "-m", "tracebridge", "watch"]
 
 
 @pytest.fixture
@@ -292,6 +294,24 @@ def test_records_are_linked_like_calls_of_our_own_gateway(folder, home, monkeypa
     assert links["by_gateway"] == {"envoy": {"response_id": 1}}
 
 
+def test_times_in_text_and_a_status_alone(folder):
+    """As Envoy's log has them: what was refused is an error, whether the record says so or not."""
+    known = {"gateway": "envoy", "method": "POST", "path": "/v1/messages", "response_id": None}
+    refused = {"call_id": "1", "start_ns": str(at(1)), "end_ns": str(at(2)), "status_code": 429}
+    answered = {"call_id": "2", "start_ns": at(3), "end_ns": at(4), "status_code": 200}
+    odd = {"call_id": "3", "start_ns": "soon", "end_ns": str(at(4))}
+    lines = [json.dumps(known | call) for call in (refused, answered, odd)]
+    (folder / "calls.jsonl").write_text("".join(f"{each}\n" for each in lines))
+    reading = read_folder(folder, Cursor())
+    first, second = reading.records
+    assert isinstance(first, GatewayCall)
+    assert isinstance(second, GatewayCall)
+    assert (first.start_ns, first.end_ns, first.error_type) == (at(1), at(2), "429")
+    assert (second.start_ns, second.error_type) == (at(3), None)
+    (note,) = reading.notes
+    assert "line 3: Expected `int`, got `str` - at `$.start_ns`" in note
+
+
 def test_spans_in_a_collectors_file(folder, home, monkeypatch, receiver):
     """Spans in OTLP/JSON come under the call that they tell of, as if they were sent to us."""
     monkeypatch.setenv("TRACEBRIDGE_RECORDS", str(folder))
@@ -347,22 +367,15 @@ def test_a_killed_watcher_loses_and_doubles_nothing(folder, monkeypatch, receive
     file = folder / "calls.jsonl"
     count = 60
     sdk = {"request_headers": {"user-agent": "OpenAI/Python 3"}}
-    for number in range(count):
-        if number % 20 == 0:
-            watcher = subprocess.Popen(
-                [sys.executable, "-m", "tracebridge", "watch"],
-                stdin=subprocess.DEVNULL,
-                env=dict(os.environ),
-            )
-        with file.open("ab") as stream:
-            stream.write(line(str(number), usage=Usage(input_tokens=1), **sdk))
-        if number % 20 == 10:
-            # It is at work by now, or not even begun.
-            wait_until(lambda: len(receiver.spans) > 0, "the first spans")
-            file.rename(folder / f"calls.{number}")
-        if number % 20 == 19:
-            watcher.send_signal(signal.SIGKILL)
-            watcher.wait()
+    for first in range(0, count, 20):
+        with started(WATCH, stdin=subprocess.DEVNULL):
+            for number in range(first, first + 20):
+                with file.open("ab") as stream:
+                    stream.write(line(str(number), usage=Usage(input_tokens=1), **sdk))
+                if number == first + 10:
+                    # It is at work by now, or not even begun.
+                    wait_until(lambda: len(receiver.spans) > 0, "the first spans")
+                    file.rename(folder / f"calls.{number}")
     assert watch_once(read_settings())
     # One that was killed before it heard that a span had arrived sends it once more, as it was.
     arrived = {span.span_id: span.attributes["gen_ai.response.id"] for span in receiver.spans}
@@ -374,22 +387,14 @@ def test_a_killed_watcher_loses_and_doubles_nothing(folder, monkeypatch, receive
 def test_a_watcher_wakes_when_a_record_is_written(folder, monkeypatch, receiver):
     """Nobody has to ask: the line becomes a span while the watcher runs; one folder is missing."""
     monkeypatch.setenv("TRACEBRIDGE_RECORDS", f"{folder / 'missing'}\n{folder}")
-    watcher = subprocess.Popen(
-        [sys.executable, "-m", "tracebridge", "watch"],
-        stdin=subprocess.DEVNULL,
-        env=dict(os.environ),
-    )
-    try:
+    with started(WATCH, stdin=subprocess.DEVNULL):
         sdk = {"request_headers": {"user-agent": "OpenAI/Python 3"}}
         (folder / "calls.jsonl").write_bytes(line("one", **sdk))
         wait_until(lambda: len(receiver.spans) == 1, "the span")
-    finally:
-        watcher.terminate()
-        watcher.wait()
 
 
 def wait_until(condition, what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"waited in vain for {what}")

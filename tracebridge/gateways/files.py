@@ -13,6 +13,7 @@ it before is read on in its stead.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ MOST_BYTES = 8 * 1024 * 1024
 # How many files are remembered after they are gone: a rotation may have hidden them for a moment.
 MOST_GONE = 100
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+_TIMES = ("start_ns", "end_ns")
+_DIGITS = re.compile(r"[0-9]{1,19}")
 _OTLP = frozenset({"resourceLogs", "resourceMetrics"})
 
 Record = GatewayCall | HookEvent | SpanExport
@@ -245,10 +249,16 @@ def _records_of(value: dict[str, Any], clock: Callable[[], int]) -> list[Record]
         return [call]
     if "call_id" not in value:
         return "no record of a form that is known"
+    # Who has no numbers of 64 bits, such as Envoy's log, writes them as texts.
+    written = {
+        name: int(told) for name in _TIMES if _DIGITS.fullmatch(told := str(value.get(name)))
+    }
     try:
-        call = decode(orjson.dumps(value), GatewayCall)
+        call = decode(orjson.dumps(value | written), GatewayCall)
     except ValueError as error:
         return str(error)
+    if call.error_type is None and (call.status_code or 0) >= HTTPStatus.BAD_REQUEST:
+        call = replace(call, error_type=str(call.status_code))
     if not (0 <= call.start_ns < LATEST_NS and 0 <= call.end_ns < LATEST_NS):
         return "start_ns or end_ns is no time"
     return [call]
