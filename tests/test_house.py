@@ -25,6 +25,7 @@ PURE = (
     "spans",
     "tree",
     "time_spent",
+    "totals",
     "ids",
     "tags",
     "scrub",

@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from claude_files import Claude
+from click.testing import CliRunner
 from recordings import PLACES, lay_out, recordings, spool_hooks
 
 from tracebridge import imports, semconv
 from tracebridge.agents import agent, agents
+from tracebridge.cli import main
 from tracebridge.settings import read_settings
 from tracebridge.store import Store
 from tracebridge.testing.receiver import Receiver
@@ -60,6 +64,8 @@ UNAVOIDABLE = set().union(*FIELDS.values())
 FIELDS_OF = {
     # The turn itself asks no model, and only a hook tells which one was set.
     "codex-cli/review": {("turn", semconv.REQUEST_MODEL)},
+    # When history began to be summed up only a hook tells.
+    "gemini-cli/compact": {("compaction", semconv.START_UNKNOWN)},
 }
 # Recordings of which spans are missing, and why.
 INCOMPLETE = {
@@ -134,13 +140,17 @@ def one_of_each(user_home, name="tools"):
 
 
 def run(*arguments, **env):
+    """Run the command in this process: to start one takes ten times as long as to import."""
+    return CliRunner().invoke(main, arguments, env=env)
+
+
+def run_apart(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "tracebridge", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ, **env},
     )
 
 
@@ -175,7 +185,7 @@ def test_dry_run_counts_and_takes_nothing_in(user_home, home):
     dry = json.loads(run("import", "--dry-run", "--json").stdout)
     assert set(dry["counts"]) == {*PLACES}
     assert stored(home) == {}
-    real = json.loads(run("import", "--json").stdout)
+    real = json.loads(run_apart("import", "--json").stdout)
     assert real["counts"] == dry["counts"]
     assert all(each["new_turns"] >= 1 for each in real["counts"].values())
     again = run("import", "claude", "codex-cli")
@@ -193,8 +203,8 @@ def test_a_part_can_be_asked_for(user_home, home, monkeypatch):
     assert set(by_path.counts) == {*PLACES}
     nobody = run("import", "--project", "elsewhere")
     assert "no past sessions found" in nobody.stdout
-    assert nobody.returncode == 0
-    assert run("import", "--since", "soon").returncode == 2
+    assert nobody.exit_code == 0
+    assert run("import", "--since", "soon").exit_code == 2
 
 
 def test_folders_that_are_not_traced_are_not_imported_either(user_home, home):
@@ -203,7 +213,7 @@ def test_folders_that_are_not_traced_are_not_imported_either(user_home, home):
     home.mkdir()
     (home / "config.toml").write_text('untraced = ["/home/user/project"]')
     done = run("import")
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert "no past sessions found" in done.stdout
     assert stored(home) == {}
 
@@ -225,10 +235,10 @@ def test_imported_turns_go_to_the_sinks_once(user_home, home):
     one_of_each(user_home)
     with Receiver() as receiver:
         sink = f"otlp_http:{receiver.endpoint}"
-        assert run("import", "claude-code", "--local-only", TRACEBRIDGE_SINKS=sink).returncode == 0
+        assert run("import", "claude-code", "--local-only", TRACEBRIDGE_SINKS=sink).exit_code == 0
         assert receiver.spans == []
         done = run("import", "--sink", sink)
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         assert receiver.endpoint in done.stdout
         assert "spans sent" in done.stdout
         sent = {span.span_id for span in receiver.spans}
@@ -240,7 +250,7 @@ def test_imported_turns_go_to_the_sinks_once(user_home, home):
         assert local
         assert not local & sent
         before = len(receiver.spans)
-        assert run("import", "--sink", sink).returncode == 0
+        assert run("import", "--sink", sink).exit_code == 0
         assert len(receiver.spans) == before
         run("export", "--agent", "claude-code", "--sink", sink)
         assert local <= {span.span_id for span in receiver.spans}
@@ -254,8 +264,8 @@ def test_local_only_is_about_the_past_alone(user_home, home):
     with Receiver() as receiver:
         sink = f"otlp_http:{receiver.endpoint}"
         done = run("import", "--local-only", TRACEBRIDGE_SINKS=sink)
-        assert done.returncode == 0, done.stderr
-        assert run("watch", "--once", "--close-open", TRACEBRIDGE_SINKS=sink).returncode == 0
+        assert done.exit_code == 0, done.stderr
+        assert run("watch", "--once", "--close-open", TRACEBRIDGE_SINKS=sink).exit_code == 0
         sent = {span.attributes.get(semconv.AGENT_NAME) for span in receiver.spans} - {None}
         assert sent == {"codex-cli"}
 
@@ -270,27 +280,24 @@ def test_local_only_holds_for_who_tells_the_rest(user_home, home):
     path.write_bytes(b"".join(lines[: asked[0] + 1]))
     with Receiver() as receiver:
         sink = f"otlp_http:{receiver.endpoint}"
-        assert run("import", "--local-only", TRACEBRIDGE_SINKS=sink).returncode == 0
+        assert run("import", "--local-only", TRACEBRIDGE_SINKS=sink).exit_code == 0
         path.write_bytes(b"".join(lines))
-        assert run("watch", "--once", "--close-open", TRACEBRIDGE_SINKS=sink).returncode == 0
+        assert run("watch", "--once", "--close-open", TRACEBRIDGE_SINKS=sink).exit_code == 0
         with Store(home) as store:
             (row,) = store.turns()
         assert row.told
         assert receiver.spans == []
 
 
-def test_an_import_that_was_killed_goes_on(user_home, home, tmp_path, monkeypatch):
-    """Killed after each of its sessions in turn, it has in the end what one run gives."""
-    for recording in RECORDINGS:
-        if recording.parent.name in ("claude-code", "codex-cli"):
-            lay_out(recording, user_home)
-    script = """
+KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tracebridge import imports
 from tracebridge.agents import agents
 from tracebridge.settings import read_settings
+from tracebridge.store import tables
 left = int(sys.argv[1])
+tables.GATHERED_S = imports.ALONE_S = float(sys.argv[2])
 def done():
     global left
     left -= 1
@@ -299,15 +306,83 @@ def done():
 found = imports.find(agents().values(), Path.home())
 imports.take_in(read_settings(), found, done, local_only=True)
 """
-    for sessions in (1, 9, 23):
-        killed = subprocess.run([sys.executable, "-c", script, str(sessions)], check=False)
-        assert killed.returncode == -signal.SIGKILL
-    with Store(home) as store:
-        assert store.turns()
+
+
+def test_an_import_that_was_killed_goes_on(user_home, home, tmp_path, monkeypatch):
+    """Killed in any of its sessions, with much or little on the disk, it ends as one run does."""
+    for recording in RECORDINGS:
+        if recording.parent.name in ("claude-code", "codex-cli"):
+            lay_out(recording, user_home)
+    kept = []
+    # After each session a commit, or none at all.
+    for sessions, alone_s in ((1, 0), (9, 0), (23, 3600), (5, 0.5)):
+        words = [sys.executable, "-c", KILLED, str(sessions), str(alone_s)]
+        assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+        with Store(home) as store:
+            kept.append(len(store.turns()))
+    assert kept[0] < kept[1] == kept[2] <= kept[3]
     take_in(home, monkeypatch)
     whole = tmp_path / "whole"
     take_in(whole, monkeypatch)
     assert stored(home) == stored(whole)
+
+
+def test_live_tracing_goes_on_meanwhile(user_home, home, monkeypatch):
+    """A watcher gets its turn between the sessions, however many there are."""
+    one_of_each(user_home)
+    monkeypatch.setenv("TRACEBRIDGE_HOME", str(home))
+    found = imports.find(agents().values(), user_home)
+    take_in(home, monkeypatch)
+    claude = Claude(home, user_home / ".claude")
+    rounds = []
+
+    def live():
+        watcher = Watcher(read_settings())
+        rounds.append(watcher.step())
+        watcher.close()
+
+    watching = threading.Thread(target=live)
+
+    class EnoughError(Exception):
+        pass
+
+    def done():
+        if watching.ident is None:
+            claude.hook(0, "UserPromptSubmit", prompt="hello")
+            watching.start()
+        if not watching.is_alive():
+            raise EnoughError
+
+    again = imports.Found(found.sessions * 100_000)
+    with pytest.raises(EnoughError):
+        imports.take_in(read_settings(), again, done, local_only=True)
+    watching.join()
+    assert rounds == [True]
+
+
+def test_what_is_open_is_not_ended_by_an_import_beside_it(user_home, home, monkeypatch):
+    """A turn that began after the import did is not as old as what is imported."""
+    one_of_each(user_home)
+    monkeypatch.setenv("TRACEBRIDGE_HOME", str(home))
+    known = [each for slug, each in agents().items() if slug != "opencode"]
+    old = time.time() - 7 * 86_400
+    for path in user_home.rglob("*"):
+        os.utime(path, (old, old))
+    first, *rest = imports.find(known, user_home).sessions
+    importer, live = Watcher(read_settings()), Watcher(read_settings())
+    with importer.importing():
+        importer.import_session(*first)
+    claude = Claude(home, user_home / ".claude")
+    claude.hook(0, "UserPromptSubmit", prompt="hello")
+    live.step()
+    with importer.importing():
+        for which, past in rest:
+            importer.import_session(which, past)
+    states = {row.session_id: row.state for row in live.store.turns()}
+    importer.close()
+    live.close()
+    assert states.pop(claude.session) == "open"
+    assert "open" not in states.values()
 
 
 def test_a_session_that_still_runs_stays_open(user_home, home, monkeypatch):
@@ -345,7 +420,8 @@ def test_old_sessions_are_told_one_by_one(user_home, home, monkeypatch):
     assert len(found.sessions) == len(known)
     watcher = Watcher(read_settings())
     for slug, past in found.sessions:
-        watcher.import_session(slug, past, local_only=True)
+        with watcher.importing():
+            watcher.import_session(slug, past, local_only=True)
         assert not watcher.busy
     watcher.close()
     assert len(stored(home)) > len(known)
@@ -368,7 +444,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_taken_in(user_home, home):
     (chats / "session-2026-11-21T05-55-00000000.jsonl").write_text("[1, 2")
     (chats / "session-folder.jsonl").mkdir()
     (user_home / ".local/share/opencode/opencode.db").write_bytes(b"no database" * 1000)
-    done = run("import", "--json")
+    done = run_apart("import", "--json")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "opencode.db" in done.stderr
@@ -395,7 +471,7 @@ def test_transcripts_can_be_given_by_path(user_home, tmp_path):
         paths = [str(path) for path in elsewhere.glob(pattern)]
         assert paths
         done = run("import", "--agent", slug, *paths)
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         assert "1 new turns (1 in all)" in done.stdout
     assert list(user_home.iterdir()) == []
 

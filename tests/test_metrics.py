@@ -23,9 +23,9 @@ from test_tree import span
 from tracebridge import semconv
 from tracebridge.metrics import Metrics, metrics_to
 from tracebridge.store import Store
-from tracebridge.views.stats import Totals, totals_of
+from tracebridge.totals import Totals, totals_of
 
-LIMIT_S = 60
+LIMIT_S = 180
 BEHAVIOURS = ("claude-code/tools", "codex-cli/tools", "gemini-cli/tools", "opencode/tools")
 
 

@@ -14,6 +14,8 @@ from tracebridge.salvage import salvage
 from tracebridge.settings import read_settings
 from tracebridge.store import FILE, DamagedStoreError, Store
 from tracebridge.testing.receiver import Answer, Receiver
+from tracebridge.views.selection import Selection
+from tracebridge.views.stats import summed
 from tracebridge.watch import watch_once
 
 OLD_STORE = Path(__file__).with_name("faults") / "store_version_1.sql"
@@ -64,6 +66,18 @@ def test_what_was_delivered_is_known_afterwards(home, tmp_path, receiver):
     salvage(home)
     assert watch_once(read_settings())
     assert len(receiver.spans) == before
+
+
+def test_what_turns_come_to_is_reckoned_anew(home, tmp_path, receiver):
+    """`stats` says of the new store what it said of the one that was damaged."""
+    assert told_turns(home, tmp_path, 3)
+    said = []
+    for mend in (lambda: None, lambda: salvage(home)):
+        mend()
+        with Store(home) as store:
+            said.append(summed(store, Selection(), "model", 0))
+    assert said[0] == said[1]
+    assert said[0][1].turns == 3
 
 
 def test_a_changed_byte_in_the_outbox_is_not_sent(home, tmp_path, receiver):

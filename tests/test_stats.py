@@ -19,19 +19,18 @@ from tracebridge import semconv
 from tracebridge.model import Status
 from tracebridge.store import Store
 from tracebridge.time_spent import TimeSpent, time_spent
+from tracebridge.totals import Totals, totals_of
 from tracebridge.views.selection import Selection, parse_time
 from tracebridge.views.stats import (
     GROUPS,
     SORTS,
     TURN_TITLES,
-    Totals,
     percent,
     sort_key,
     stats_lines,
     summed,
     table,
     time_spent_line,
-    totals_of,
     turn_cells,
 )
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from zlib import crc32
 
 import pytest
@@ -489,6 +490,21 @@ def test_spans_that_an_older_version_left_waiting_are_delivered(home, monkeypatc
         assert [span.data for span in store.due("a", 0, 100)] == [encode_span(late[1])]
 
 
+def test_sums_of_an_older_version_hold_unless_the_turn_changed_since(home, monkeypatch):
+    """Up to a revision all were summed up; what came behind it is summed up anew."""
+    same, changed = make_turn("same"), make_turn("changed")
+    with monkeypatch.context() as patch:
+        patch.setattr("tracebridge.store.tables.MIGRATIONS", MIGRATIONS[:8])
+        with Store(home) as store:
+            for turn in (same, changed):
+                tell(store, turn, spans_of(turn))
+                store.put_sums(turn.trace_id, [{"kind": "turn", "name": "x", "has_errors": False}])
+            store._db.execute("UPDATE counters SET value = 2 WHERE name = 'summed'")
+    with Store(home) as store:
+        assert store.not_summed_up() == [changed.trace_id]
+        assert list(store.sums("project", ["orphans"])) == ["x"]
+
+
 def test_a_postponed_sink_is_left_alone_until_its_time(store):
     """Or until somebody is in a hurry."""
     turn = make_turn()
@@ -624,6 +640,67 @@ def test_a_process_killed_in_a_transaction_leaves_all_or_nothing(home):
     with Store(home) as store:
         assert store.notes() == {"kept": 1}
         assert store.sinks() == []
+
+
+def keep(store, *keys, broken_by=None):
+    with store.transaction():
+        store.add_sightings(map(sighting, keys))
+        if broken_by is not None:
+            raise broken_by
+
+
+def keys_in(store):
+    return [each.part.key for each in store.sightings("claude-code", "s")]
+
+
+def test_gathered_transactions_come_to_the_disk_together(home, monkeypatch):
+    """In the end, but for those that failed."""
+    monkeypatch.setattr("tracebridge.store.tables.GATHERED_S", 3600)
+    with Store(home) as store, Store(home) as other:
+        with store.gathering():
+            keep(store, "a")
+            with pytest.raises(RuntimeError):
+                keep(store, "b", broken_by=RuntimeError())
+            keep(store, "c")
+            assert keys_in(other) == []
+        assert keys_in(other) == ["a", "c"]
+
+
+def test_what_was_gathered_is_kept_when_the_work_is_broken_off(home):
+    """Interrupted in a transaction, those before it are there."""
+
+    def work(store):
+        with store.gathering():
+            keep(store, "a")
+            keep(store, "b", broken_by=KeyboardInterrupt())
+
+    with Store(home) as store, Store(home) as other:
+        with pytest.raises(KeyboardInterrupt):
+            work(store)
+        assert keys_in(other) == ["a"]
+
+
+def test_gathered_transactions_do_not_wait_for_long(home, monkeypatch):
+    """However much is gathered, it goes to the disk every so often."""
+    monkeypatch.setattr("tracebridge.store.tables.GATHERED_S", 0)
+    with Store(home) as store, Store(home) as other, store.gathering():
+        keep(store, "a")
+        assert keys_in(other) == ["a"]
+
+
+def test_what_gathering_needs_beside_the_store_stays_in_memory(home):
+    """SQLite opens no file outside of our folder, however much a step changes."""
+    with Store(home) as store, store.gathering():
+        keep(store, *(f"first {number}" for number in range(2000)))
+        with store.transaction():
+            store.add_sightings(sighting(f"second {number}") for number in range(2000))
+            opened = [
+                str(link.readlink())
+                for link in Path("/proc/self/fd").iterdir()
+                if link.is_symlink()
+            ]
+    assert [path for path in opened if path.startswith(str(home))]
+    assert not [path for path in opened if "etilqs" in path]
 
 
 def outbox_of(store, turns=10, size=1000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -14,6 +15,10 @@ from tracebridge.settings import Settings
 from tracebridge.store import Store
 from tracebridge.turns import TurnAssembler
 from tracebridge.watcher import Watcher
+
+# So that live tracing goes on meanwhile: a watcher that waits looks every ten milliseconds.
+ALONE_S = 0.5
+PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +131,21 @@ def take_in(
         watcher.step()
         counts = {agent.SLUG: Count() for agent, _ in found.sessions}
         before = {slug: _turns_of(watcher.store, slug) for slug in counts}
-        for agent, past in found.sessions:
-            try:
-                watcher.import_session(agent, past, local_only=local_only)
-                counts[agent.SLUG].sessions += 1
-            except OSError as error:
-                problems.append(f"{past.path}: {error.strerror}")
-            done()
+        waiting = deque(found.sessions)
+        while waiting:
+            with watcher.importing():
+                began_s = time.monotonic()
+                while waiting:
+                    agent, past = waiting.popleft()
+                    try:
+                        watcher.import_session(agent, past, local_only=local_only)
+                        counts[agent.SLUG].sessions += 1
+                    except OSError as error:
+                        problems.append(f"{past.path}: {error.strerror}")
+                    done()
+                    if time.monotonic() - began_s > ALONE_S:
+                        break
+            time.sleep(PAUSE_S)
         watcher.step(settle_now=True)
         for slug, one in counts.items():
             one.turns = _turns_of(watcher.store, slug)

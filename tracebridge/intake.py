@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from msgspec.structs import replace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -34,6 +35,8 @@ from tracebridge.tag_files import read_tags
 from tracebridge.tags import over, parse_tags
 
 logger = logging.getLogger(__name__)
+
+ReadTags: TypeAlias = Callable[[Agent, Path, Path], tuple[Tags | None, list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +223,15 @@ def _launcher_of(call: GatewayCall) -> list[Sighting]:
     return [sighting, replace(sighting, time_ns=0, turn_key=identity.turn_key, part=tags)]
 
 
-def tags_of_folder(agent: Agent, sightings: Iterable[Sighting], notes: Counter[str]) -> Tags | None:
+def tags_of_folder(
+    agent: Agent, sightings: Iterable[Sighting], notes: Counter[str], read: ReadTags = read_tags
+) -> Tags | None:
     """Return the tags of the folder that *sightings* tell of."""
     infos = [sighting.part for sighting in sightings if isinstance(sighting.part, SessionInfo)]
     cwd = next((info.cwd for info in infos if info.cwd), None)
     if cwd is None or not Path(cwd).is_absolute():
         return None
-    tags, problems = read_tags(agent, Path(cwd), Path.home())
+    tags, problems = read(agent, Path(cwd), Path.home())
     notes.update(problems)
     return tags
 

@@ -32,7 +32,7 @@ _TABLES: Mapping[str, str] = {
     "sightings": "id",
     "calls": "rowid",
     "turns": "rowid",
-    "spans": "trace_id, span_id",
+    "spans": "rowid",
     "outbox": "id",
     "sinks": "rowid",
     "forgotten": "trace_id",
@@ -42,6 +42,8 @@ _TABLES: Mapping[str, str] = {
     "notes": "rowid",
     "counters": "rowid",
 }
+# Of stores from before these have no rowid.
+_BEFORE: Mapping[str, str] = {"spans": "trace_id, span_id"}
 _OUTBOX_ROW = ("trace_id", "resource", "lengths", "checksum", "data")
 # SQLite has no checksums: what stands on a bad page may be anything.
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
@@ -88,6 +90,8 @@ def salvage(home: Path, clock: Callable[[], int] = time.time_ns) -> Salvage:
         if not (whole["outbox"] and whole["sinks"]):
             # Which of the told spans were still waiting is not known.
             new.untell()
+        # Sums are no rows that go over: they are reckoned anew.
+        new.note_summed_up(0)
         new.add_notes({f"damaged store set aside as {aside.name}": 1})
     sessions, transcripts = _mentioned(aside)
     return Salvage(set_aside=aside, rows=rows, sessions=sessions, transcripts=transcripts)
@@ -116,7 +120,15 @@ class _Rows:
                 return
 
     def _walk(self, direction: str) -> Iterator[dict[str, Any]]:
-        order = ", ".join(f"{key} {direction}" for key in _TABLES[self._table].split(", "))
+        try:
+            yield from self._walk_along(_TABLES[self._table], direction)
+        except sqlite3.OperationalError as error:
+            if self._table not in _BEFORE or "no such column" not in str(error):
+                raise
+            yield from self._walk_along(_BEFORE[self._table], direction)
+
+    def _walk_along(self, keys: str, direction: str) -> Iterator[dict[str, Any]]:
+        order = ", ".join(f"{key} {direction}" for key in keys.split(", "))
         with closing(sqlite3.connect(self._path)) as database:
             database.row_factory = sqlite3.Row
             # The indexes may be damaged too, and only lead to what is in the table.

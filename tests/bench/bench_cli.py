@@ -2,8 +2,8 @@
 
     python tests/bench/bench_cli.py [--turns 100000] [--rounds 20] [--json FILE]
 
-The turns are recorded ones of all four agents, told again and again at other times. `stats` once with
-nothing remembered of any turn, as after an import, and then as mostly.
+The turns are recorded ones of all four agents, told again and again at other times. `stats` as it is
+mostly, and once with nothing remembered of any turn, as after an upgrade that counts differently.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from recorded_turns import put, recorded_turns  # noqa: E402  # needs the path a
 from tracebridge.codec import encode  # noqa: E402
 from tracebridge.model import GatewayCall  # noqa: E402
 from tracebridge.store import FILE, Store  # noqa: E402
+from tracebridge.totals import sums_of  # noqa: E402
 
 RECORDED = ("claude-code/simple", "codex-cli/simple", "gemini-cli/simple", "opencode/simple")
 FLOOR = "python -c pass"
@@ -52,6 +53,8 @@ def fill(home: Path, count: int) -> int:
     with Store(home) as store:
         for turn, spans in recorded_turns(*RECORDED):
             put(store, turn, spans)
+            with store.transaction():
+                store.put_sums(turn.trace_id, sums_of(spans, 0))
     path = home / FILE
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA synchronous = OFF")
@@ -66,7 +69,14 @@ def fill(home: Path, count: int) -> int:
             ).fetchall()
             for turn in turns
         }
+        sums = {
+            turn["trace_id"]: database.execute(
+                "SELECT * FROM turn_sums WHERE trace_id = ?", (turn["trace_id"],)
+            ).fetchall()
+            for turn in turns
+        }
         marks = ",".join("?" * len(names))
+        sum_marks = ",".join("?" * len(next(iter(sums.values()))[0]))
         latest = time.time_ns()
         for number, turn in zip(range(count - len(turns)), itertools.cycle(turns), strict=False):
             old, new = turn["trace_id"], f"{number + 1:032x}"
@@ -86,6 +96,10 @@ def fill(home: Path, count: int) -> int:
                     (new, span_id, position, told, body.replace(old.encode(), new.encode()))
                     for span_id, position, told, body in spans[old]
                 ],
+            )
+            database.executemany(
+                f"INSERT INTO turn_sums VALUES ({sum_marks})",
+                [(new, *row[1:]) for row in sums[old]],
             )
             # As our gateway would have recorded them.
             database.executemany(
@@ -118,7 +132,6 @@ def main() -> None:
             return Command(" ".join(words), [*program, *words], env=env, floor=FLOOR)
 
         slow = [command("stats")]
-        first = measure([replace(slow[0], floor=None)], 1, warm_up=0)[0]
         quick = [
             Command(FLOOR, [sys.executable, "-c", "pass"], env=env),
             command("--help"),
@@ -133,6 +146,11 @@ def main() -> None:
             for result in measure([quick[0], *slow], max(3, options.rounds // 5), warm_up=1)
             if result.name != FLOOR
         ]
+        with closing(sqlite3.connect(home / FILE)) as database:
+            database.execute("DELETE FROM turn_sums")
+            database.execute("UPDATE counters SET value = 0 WHERE name = 'summed'")
+            database.commit()
+        anew = measure([replace(slow[0], floor=None)], 1, warm_up=0)[0]
     sys.stdout.write(table(results) + "\n")
     median = {result.name: result.median_ms for result in results}
     reaches = [Reach("--help", median["--help"], "ms", at_most=150)]
@@ -141,8 +159,8 @@ def main() -> None:
         for name in ("status", "turns --limit 20")
     ]
     reaches += [
-        Reach(f"stats, {options.turns} turns, the first time", first.median_ms, "ms"),
         Reach(f"stats, {options.turns} turns", median["stats"], "ms"),
+        Reach(f"stats, {options.turns} turns, after an upgrade", anew.median_ms, "ms"),
     ]
     tell(reaches, results, options.json)
 

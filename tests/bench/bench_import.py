@@ -5,9 +5,9 @@
 The floor reads the same files line by line (OpenCode's database row by row) and does nothing with
 each but `orjson.loads`. *kept* is the floor of any import that survives a power cut and may be run
 again: each line is parsed, its digest taken, and the line put into SQLite, with a commit a file. Each
-import is a process of its own with an empty home; twice: all in long
-sessions of forty turns, and in sessions of a single turn, which cost a commit each. A quarter of the
-files first, to see whether time and memory grow with them.
+import is a process of its own with an empty home; twice: all in long sessions of forty turns, and in
+sessions of a single turn, of which most of a ~/.claude consists. A quarter of the files first, to see
+whether time and memory grow with them.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def main() -> None:
     )
     for agent in options.agent or AGENTS:
         for shape, turns in SHAPES.items():
-            # Those of one turn are for their commits; a tenth shows these as well.
+            # Those of one turn are for what each session costs; a tenth shows that as well.
             size = options.megabytes if turns > 1 else options.megabytes / 10
             name = f"{agent}, {shape}"
             row = details[name] = measure(agent, size, options.rounds, turns)

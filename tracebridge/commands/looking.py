@@ -80,6 +80,7 @@ def turns(limit: int, sort: str, as_json: bool, **which: Any) -> None:
       tracebridge turns --since 7d --sort cost
     """
     from tracebridge.store import Store
+    from tracebridge.totals import totals_of
     from tracebridge.views import stats as sums
 
     if sort not in sums.SORTS:
@@ -90,7 +91,7 @@ def turns(limit: int, sort: str, as_json: bool, **which: Any) -> None:
     found = sorted(found, key=sums.sort_key(sort, now_ns))[-limit:] if limit > 0 else []
     if as_json:
         for row, spans in found:
-            totals = sums.totals_of(spans, now_ns).as_dict()
+            totals = totals_of(spans, now_ns).as_dict()
             click.echo(orjson.dumps({**asdict(row), "totals": totals}).decode())
         return
     if not found:

@@ -83,10 +83,19 @@ class Database:
         with self._told(), closing(self._connection.execute(statement, values)) as cursor:
             yield from cursor
 
-    def roll_back(self) -> None:
+    @property
+    def in_transaction(self) -> bool:
+        return self._connection.in_transaction
+
+    def roll_back(self, savepoint: str | None = None) -> None:
         # Where the disk failed, SQLite may have done it by itself.
-        if self._connection.in_transaction:
+        if not self.in_transaction:
+            return
+        if savepoint is None:
             self.execute("ROLLBACK")
+        else:
+            self.execute(f"ROLLBACK TO {savepoint}")
+            self.execute(f"RELEASE {savepoint}")
 
     def _use_wal(self) -> None:
         deadline = time.monotonic() + BUSY_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 # Each entry leads from one version to the next; PRAGMA user_version says which is reached.
+# Stores from before have `spans` WITHOUT ROWID, which wastes a third, and keep it: either will do.
 MIGRATIONS = (
     """
     CREATE TABLE sightings (
@@ -32,7 +33,7 @@ MIGRATIONS = (
         trace_id TEXT NOT NULL, span_id TEXT NOT NULL, position INTEGER NOT NULL,
         told INTEGER NOT NULL, body BLOB NOT NULL,
         PRIMARY KEY (trace_id, span_id)
-    ) WITHOUT ROWID;
+    );
     CREATE TABLE outbox (
         id INTEGER PRIMARY KEY,
         sink TEXT NOT NULL, span_id TEXT NOT NULL, trace_id TEXT NOT NULL,
@@ -106,7 +107,7 @@ MIGRATIONS = (
     CREATE INDEX foreign_spans_told_as ON foreign_spans (told_as);
     """,
     # What turns come to, so that `stats` need not read all spans. The columns are those of
-    # `stats.Totals`; when they, or what they mean, change, drop the rows and set 'summed' to 0.
+    # `totals.Totals`; when they, or what they mean, change, drop the rows and set 'summed' to 0.
     """
     CREATE TABLE turn_sums (
         trace_id TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
@@ -136,5 +137,10 @@ MIGRATIONS = (
     DROP TABLE outbox_of_spans;
     CREATE INDEX outbox_due ON outbox (sink, refused, id, spans);
     CREATE INDEX outbox_of_trace ON outbox (trace_id, sink);
+    """,
+    # A turn is summed up when it is told; of one that changes since then no sums are kept.
+    """
+    DELETE FROM turn_sums WHERE trace_id IN (SELECT trace_id FROM turns
+        WHERE revision > (SELECT value FROM counters WHERE name = 'summed'));
     """,
 )

@@ -22,24 +22,29 @@ SUM_GROUPS = {
 
 class Sums(Tables):
     def not_summed_up(self) -> list[str]:
-        """Return the turns that have changed since they were summed up, and those that go on."""
+        """Return the turns that are not summed up as they are, and those that go on."""
         rows = self._all(
-            "SELECT trace_id FROM turns WHERE state = 'open' OR revision >"
-            " (SELECT value FROM counters WHERE name = 'summed')"
+            "SELECT trace_id FROM turns WHERE state = 'open' OR (revision >"
+            " (SELECT value FROM counters WHERE name = 'summed') AND NOT EXISTS"
+            " (SELECT 1 FROM turn_sums WHERE turn_sums.trace_id = turns.trace_id))"
         )
         return [trace_id for (trace_id,) in rows]
 
     def put_sums(self, trace_id: str, sums: Iterable[Mapping[str, Any]]) -> None:
-        """Keep what a turn comes to, one row for each kind and name, in place of what was kept."""
-        self._db.execute("DELETE FROM turn_sums WHERE trace_id = ?", (trace_id,))
-        for row in sums:
-            marks = ", ".join("?" for _ in row)
-            self._db.execute(
-                f"INSERT INTO turn_sums (trace_id, {', '.join(row)}) VALUES (?, {marks})",  # noqa: S608  # names of our own columns
-                (trace_id, *row.values()),
-            )
+        """Keep what a turn comes to, one row for each kind and name, until it changes."""
+        rows = list(sums)
+        columns = ("trace_id", *rows[0])
+        marks = ", ".join("?" for _ in columns)
+        self._db.executemany(
+            f"INSERT OR REPLACE INTO turn_sums ({', '.join(columns)}) VALUES ({marks})",  # noqa: S608  # names of our own columns
+            [(trace_id, *row.values()) for row in rows],
+        )
 
-    def summed_up_to(self, revision: int) -> None:
+    def summed_up_to(self) -> int:
+        """Return up to which revision all turns are known to be summed up."""
+        return int(self._one("SELECT value FROM counters WHERE name = 'summed'")[0])
+
+    def note_summed_up(self, revision: int) -> None:
         self._db.execute("UPDATE counters SET value = ? WHERE name = 'summed'", (revision,))
 
     def sums(

@@ -18,6 +18,8 @@ Row = TypeVar("Row")
 FILE = "store.sqlite3"
 # Touched after each commit that changed a turn.
 CHANGED = "store.changed"
+# How long transactions are gathered before they are put on the disk.
+GATHERED_S = 0.5
 
 
 class Tables:
@@ -26,6 +28,8 @@ class Tables:
     def __init__(self, home: Path, clock: Callable[[], int] = time.time_ns) -> None:
         self._clock = clock
         self._revised = False
+        self._gathers = False
+        self._gathered_since_s = 0.0
         self.path = home / FILE
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,17 +58,48 @@ class Tables:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make all that happens inside one step: wholly there after a crash, or not at all."""
-        self._db.execute("BEGIN IMMEDIATE")
+        if not (self._gathers and self._db.in_transaction):
+            self._db.execute("BEGIN IMMEDIATE")
+            self._gathered_since_s = time.monotonic()
+        if self._gathers:
+            self._db.execute("SAVEPOINT step")
         try:
             yield
-            self._db.execute("COMMIT")
-            if self._revised:
-                # SQLite's own files change before a commit can be seen: followers wait for this.
-                self._revised = False
-                self.path.with_name(CHANGED).touch(mode=0o600)
+            if not self._gathers or time.monotonic() - self._gathered_since_s > GATHERED_S:
+                self._commit()
+            else:
+                self._db.execute("RELEASE step")
         except BaseException:
-            self._db.roll_back()
+            self._db.roll_back("step" if self._gathers else None)
             raise
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Put the transactions inside on the disk several at a time, because each waits for it.
+
+        After a crash the last of them are missing: this is for what can be done again.
+        """
+        # What a savepoint needs would lie in a file of its own, outside our folder.
+        self._db.execute("PRAGMA temp_store = MEMORY")
+        self._gathers = True
+        try:
+            yield
+        finally:
+            self._gathers = False
+            if self._db.in_transaction:
+                try:
+                    self._commit()
+                except BaseException:
+                    self._db.roll_back()
+                    raise
+            self._db.execute("PRAGMA temp_store = DEFAULT")
+
+    def _commit(self) -> None:
+        self._db.execute("COMMIT")
+        if self._revised:
+            # SQLite's own files change before a commit can be seen: followers wait for this.
+            self._revised = False
+            self.path.with_name(CHANGED).touch(mode=0o600)
 
     def _migrate(self) -> None:
         if int(self._one("PRAGMA user_version")[0]) == len(MIGRATIONS):

@@ -53,6 +53,8 @@ class Turns(Outbox):
         if before == {span_id: body for span_id, (_, body) in now.items()}:
             return False
         self.unsettle_turn(turn.trace_id)
+        # They are of what it was.
+        self._db.execute("DELETE FROM turn_sums WHERE trace_id = ?", (turn.trace_id,))
         for span_id in before.keys() - now.keys():
             self._db.execute(
                 "DELETE FROM spans WHERE trace_id = ? AND span_id = ?", (turn.trace_id, span_id)

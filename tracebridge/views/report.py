@@ -21,6 +21,7 @@ from tracebridge import semconv
 from tracebridge.model import AttributeValue, Span, Status
 from tracebridge.store import TurnRow
 from tracebridge.time_spent import time_spent
+from tracebridge.totals import Totals, totals_of
 from tracebridge.tree import (
     Line,
     Tone,
@@ -32,7 +33,7 @@ from tracebridge.tree import (
     span_ns,
     tree,
 )
-from tracebridge.views.stats import Totals, percent, share, totals_of
+from tracebridge.views.stats import percent, share
 
 Turns = Sequence[tuple[TurnRow, Sequence[Span]]]
 

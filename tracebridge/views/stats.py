@@ -1,22 +1,17 @@
-"""What turns come to, one by one or summed: tokens, cost, lines, failures, and where time went.
-
-What is not known is None, in sums as in rates: a call without a price makes no cost of zero.
-"""
+"""What turns come to, one by one or summed, as tables."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 
 from rich.cells import cell_len
 
-from tracebridge import semconv
-from tracebridge.model import Span, Status
+from tracebridge.model import Span
 from tracebridge.store import Store, TurnRow
 from tracebridge.time_spent import time_spent
+from tracebridge.totals import TOTALS, Totals, rate, sums_of, totals_of
 from tracebridge.tree import count, dollars, elapsed, folder, printable
 from tracebridge.views.selection import Selection
 from tracebridge.views.waterfall import fit
@@ -27,96 +22,17 @@ TURNS_PER_STEP = 1000
 SORTS = ("began", "took", "cost", "tokens", "calls", "tools", "lines")
 
 
-@dataclass(slots=True, kw_only=True)
-class Totals:
-    """What a turn, or many, come to."""
-
-    turns: int = 0
-    failed_turns: int = 0
-    calls: int = 0
-    failed_calls: int = 0
-    retries: int = 0
-    tool_calls: int = 0
-    failed_tool_calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cost_usd: float | None = None
-    unpriced_calls: int = 0
-    lines_added: int = 0
-    lines_removed: int = 0
-    model_ns: int = 0
-    tools_ns: int = 0
-    human_ns: int = 0
-    agent_ns: int = 0
-    linked_exactly: int = 0
-    linked_by_inference: int = 0
-    told_by_transcript_alone: int = 0
-    # Only where a group can have some: by agent, and in all.
-    orphans: int = 0
-
-    def add(self, other: Totals) -> None:
-        for field in fields(other):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if theirs is not None:
-                setattr(self, field.name, (mine or 0) + theirs)
-
-    @property
-    def cache_hit_rate(self) -> float | None:
-        """Return which part of what the models were given came from their caches."""
-        return _rate(self.cache_read_tokens, self.input_tokens)
-
-    @property
-    def link_rate(self) -> float | None:
-        """Return which part of the gateway's calls found their turn."""
-        linked = self.linked_exactly + self.linked_by_inference
-        return _rate(linked, linked + self.orphans)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "cache_hit_rate": self.cache_hit_rate,
-            "failed_turns_rate": _rate(self.failed_turns, self.turns),
-            "failed_calls_rate": _rate(self.failed_calls, self.calls),
-            "failed_tool_calls_rate": _rate(self.failed_tool_calls, self.tool_calls),
-            "retry_rate": _rate(self.retries, self.calls),
-            "link_rate": self.link_rate,
-        }
-
-
-def totals_of(spans: Sequence[Span], now_ns: int) -> Totals:
-    """Return what one turn comes to."""
-    totals = Totals()
-    for span in spans:
-        kind = span.attributes.get(semconv.SPAN_TYPE)
-        if kind == "turn":
-            totals.turns = 1
-            totals.failed_turns = int(span.status is Status.ERROR)
-        elif kind == "llm":
-            totals.add(_call_totals(span))
-        elif kind == "tool":
-            totals.tool_calls += 1
-            totals.failed_tool_calls += int(span.status is Status.ERROR)
-        elif kind == "edit":
-            totals.lines_added += _number(span, semconv.EDIT_LINES_ADDED)
-            totals.lines_removed += _number(span, semconv.EDIT_LINES_REMOVED)
-    spent = time_spent(spans, now_ns)
-    totals.add(Totals(**asdict(spent)))
-    return totals
-
-
 def summed(
     store: Store, selection: Selection, by: str, now_ns: int
 ) -> tuple[dict[str, Totals], Totals]:
     """Return what the selected turns come to by *by*, one of GROUPS, and in all."""
     _sum_up(store, now_ns)
-    columns = [field.name for field in fields(Totals)]
     groups, everything = (
         {
             name: Totals(**totals)
             for name, totals in store.sums(
                 each,
-                columns,
+                TOTALS,
                 agent=selection.agent,
                 session_prefix=selection.session or "",
                 project=selection.project,
@@ -138,26 +54,10 @@ def _sum_up(store: Store, now_ns: int) -> None:
         # In steps: a watcher may be waiting.
         with store.transaction():
             for trace_id in waiting[first : first + TURNS_PER_STEP]:
-                store.put_sums(trace_id, _sums(store.spans(trace_id), now_ns))
-    if waiting:
+                store.put_sums(trace_id, sums_of(store.spans(trace_id), now_ns))
+    if store.summed_up_to() < revision:
         with store.transaction():
-            store.summed_up_to(revision)
-
-
-def _sums(spans: Sequence[Span], now_ns: int) -> Iterator[dict[str, Any]]:
-    root = next((span for span in spans if span.parent_span_id is None), None)
-    parts = {
-        "turn": {folder(root) if root is not None else "": totals_of(spans, now_ns)},
-        "model": _by_span(spans, "llm", semconv.OI_MODEL, _call_totals),
-        "tool": _by_span(spans, "tool", semconv.TOOL_NAME, partial(_tool_totals, spans=spans)),
-    }
-    same = {
-        "cwd": root.attributes.get(semconv.CWD) if root is not None else None,
-        "has_errors": any(span.status is Status.ERROR for span in spans),
-    }
-    for kind, groups in parts.items():
-        for name, totals in groups.items():
-            yield {"kind": kind, "name": name, **same, **asdict(totals)}
+            store.note_summed_up(revision)
 
 
 def stats_lines(groups: Mapping[str, Totals], everything: Totals, by: str, width: int) -> list[str]:
@@ -174,11 +74,11 @@ def stats_lines(groups: Mapping[str, Totals], everything: Totals, by: str, width
         ("model time", lambda t: elapsed(t.model_ns) if t.model_ns else ""),
         ("tool time", lambda t: elapsed(t.tools_ns) if t.tools_ns else ""),
         ("your time", lambda t: elapsed(t.human_ns) if t.human_ns else ""),
-        ("failed", lambda t: percent(_rate(t.failed_turns, t.turns))),
-        ("calls failed", lambda t: percent(_rate(t.failed_calls, t.calls))),
-        ("retries", lambda t: percent(_rate(t.retries, t.calls))),
+        ("failed", lambda t: percent(rate(t.failed_turns, t.turns))),
+        ("calls failed", lambda t: percent(rate(t.failed_calls, t.calls))),
+        ("retries", lambda t: percent(rate(t.retries, t.calls))),
         ("tool calls", lambda t: str(t.tool_calls or "")),
-        ("tools failed", lambda t: percent(_rate(t.failed_tool_calls, t.tool_calls))),
+        ("tools failed", lambda t: percent(rate(t.failed_tool_calls, t.tool_calls))),
         ("orphans", lambda t: str(t.orphans or "")),
     ]
     if by == "tool":
@@ -315,65 +215,6 @@ def _is_number_column(rows: Sequence[Sequence[str]], at: int) -> bool:
     return all(row[at][:1].isdigit() or row[at][:1] in "$+-<≥" for row in rows) and not any(
         row[at].count("-") == 2 for row in rows
     )
-
-
-def _call_totals(span: Span) -> Totals:
-    totals = Totals(calls=1, failed_calls=int(span.status is Status.ERROR))
-    totals.retries = int(_number(span, semconv.LLM_ATTEMPT) > 1)
-    totals.input_tokens = _number(span, semconv.INPUT_TOKENS)
-    totals.output_tokens = _number(span, semconv.OUTPUT_TOKENS)
-    totals.cache_read_tokens = _number(span, semconv.CACHE_READ_TOKENS)
-    cost = span.attributes.get(semconv.OI_COST_TOTAL)
-    if isinstance(cost, int | float):
-        totals.cost_usd = float(cost)
-    elif semconv.INPUT_TOKENS in span.attributes:
-        totals.unpriced_calls = 1
-    if span.attributes.get(semconv.LLM_SOURCE) == "transcript":
-        totals.told_by_transcript_alone = 1
-    elif span.attributes.get(semconv.LINK_CONFIDENCE) == "inferred":
-        totals.linked_by_inference = 1
-    elif semconv.LINK_EVIDENCE in span.attributes:
-        totals.linked_exactly = 1
-    return totals
-
-
-def _tool_totals(span: Span, spans: Sequence[Span]) -> Totals:
-    totals = Totals(tool_calls=1, failed_tool_calls=int(span.status is Status.ERROR))
-    waited = 0
-    for child in spans:
-        if child.parent_span_id == span.span_id:
-            kind = child.attributes.get(semconv.SPAN_TYPE)
-            if kind == "permission" and child.end_ns is not None:
-                waited += child.end_ns - child.start_ns
-            elif kind == "edit":
-                totals.lines_added += _number(child, semconv.EDIT_LINES_ADDED)
-                totals.lines_removed += _number(child, semconv.EDIT_LINES_REMOVED)
-    totals.human_ns = waited
-    if span.end_ns is not None:
-        totals.tools_ns = max(span.end_ns - span.start_ns - waited, 0)
-    return totals
-
-
-def _by_span(
-    spans: Sequence[Span], kind: str, name: str, totals_of_span: Callable[[Span], Totals]
-) -> dict[str, Totals]:
-    groups: dict[str, Totals] = {}
-    for span in spans:
-        if span.attributes.get(semconv.SPAN_TYPE) == kind:
-            group = groups.setdefault(str(span.attributes.get(name, "unknown")), Totals(turns=1))
-            group.add(totals_of_span(span))
-            if kind == "llm" and span.end_ns is not None:
-                group.model_ns += span.end_ns - span.start_ns
-    return groups
-
-
-def _number(span: Span, name: str) -> int:
-    value = span.attributes.get(name)
-    return value if isinstance(value, int) else 0
-
-
-def _rate(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
 
 
 def _cost_text(totals: Totals) -> str:
