@@ -21,12 +21,22 @@ def recorded_turns(*behaviours: str) -> list[tuple[Turn, tuple[Span, ...]]]:
     found = []
     for behaviour in behaviours:
         folder = HERE / behaviour
-        sightings: list[Sighting] = _golden().read_sightings(folder, hooks=True, transcript=True)
+        sightings = recorded_sightings(behaviour)
         for session in dict.fromkeys(sighting.session_id for sighting in sightings):
             assembler = TurnAssembler(folder.parent.name, session)
             assembler.add([s for s in sightings if s.session_id == session])
             found += [(turn, render(turn)) for turn in assembler.turns()]
     return found
+
+
+def recorded_sightings(
+    behaviour: str, *, hooks: bool = True, transcript: bool = True
+) -> list[Sighting]:
+    """Return what the sources of a recording told, each in its order."""
+    told: list[Sighting] = _golden().read_sightings(
+        HERE / behaviour, hooks=hooks, transcript=transcript
+    )
+    return told
 
 
 def moved(spans: tuple[Span, ...], by_ns: int) -> tuple[Span, ...]:

@@ -12,9 +12,8 @@ SECOND = 1_000_000_000
 
 def seen(number: int, **known) -> tuple[GatewayCall, Link]:
     begin = {"start_ns": number * SECOND, "end_ns": number * SECOND + SECOND // 2}
-    call = GatewayCall(
-        call_id=f"call-{number}", gateway="tracebridge", method="POST", path="/", **(begin | known)
-    )
+    whose = {"call_id": f"call-{number}", "gateway": "tracebridge"}
+    call = GatewayCall(method="POST", path="/", **(whose | begin | known))
     return call, Link(trace_id="t", evidence=Evidence.TURN_ID)
 
 
@@ -52,6 +51,37 @@ def test_side_calls_and_subagents_are_no_attempts_at_the_turns_call():
     assert attempts(chats) == [(None, None), (None, None), (2, "call-1"), (None, None)]
 
 
+def test_the_first_of_calls_without_a_session_is_no_attempt_at_anything():
+    """Whose failures before it are is a guess; where the gateway cannot say, time decides."""
+    nameless = CallIdentity(agent="gemini-cli")
+    failed = seen(1, error_type="429", identity=nameless, attempt=1)
+    first = seen(2, identity=nameless, attempt=1)
+    assert attempts(put_together([], {}, [failed, first], [])) == [(None, None)] * 2
+    unknown = seen(2, identity=nameless)
+    assert attempts(put_together([], {}, [failed, unknown], []))[1] == (2, "call-1")
+
+
+def test_what_goes_wrong_behind_an_answer_leaves_it_one_call():
+    """An agent that is broken off while its tools run says so of the answer that asked for them."""
+    record = told(1, key="step-1", error_type="interrupted", tool_call_ids=("t1",))
+    identity = CallIdentity(agent="opencode", call_key="step-1")
+    asked = seen(1, identity=identity, tool_call_ids=("t1",))
+    (chat,) = put_together([record], {}, [asked], [])
+    assert (chat.matched_by, chat.error_type) == ("call_key", None)
+    assert len(put_together([record], {}, [seen(1, identity=identity)], [])) == 2
+
+
+def test_an_id_that_is_added_to_a_record_changes_nothing():
+    """What was known by its tools stays so when telemetry tells the answer's id, late."""
+    answer = seen(1, response_id="resp-1", tool_call_ids=("t1",))
+    before = told(1, key="line-1", tool_call_ids=("t1",))
+    after = told(1, key="line-1", tool_call_ids=("t1",), response_id="resp-1")
+    chats = [put_together([record], {}, [answer], []) for record in (before, after)]
+    assert [[chat.matched_by for chat in each] for each in chats] == [["tool_call_id"]] * 2
+    without = told(1, key="line-1", response_id="resp-1")
+    assert put_together([without], {}, [answer], [])[0].matched_by == "response_id"
+
+
 @pytest.mark.parametrize(
     ("record", "gateway", "by"),
     [
@@ -85,3 +115,19 @@ def test_what_nobody_else_tells_is_matched_by_nothing():
     """A failed call and an answer of the same time are two calls."""
     chats = put_together([told(1)], {}, [seen(1, error_type="500")], [])
     assert [chat.matched_by for chat in chats] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("gateway", "by"),
+    [
+        ({"gateway": "envoy"}, "time"),
+        # Who read the answer would know of the tool.
+        ({"gateway": "litellm", "usage": Usage(input_tokens=7, output_tokens=3)}, None),
+        ({}, None),
+    ],
+)
+def test_who_read_no_answer_knows_of_no_tools(gateway, by):
+    """A gateway that passes on what it does not understand saw the call that asks for a tool."""
+    record = {"response_id": "resp_1", "tool_call_ids": ("t1",)}
+    chats = put_together([told(1, **record)], {}, [seen(1, **gateway)], [])
+    assert {chat.matched_by for chat in chats} == {by}

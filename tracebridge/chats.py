@@ -8,7 +8,13 @@ from dataclasses import replace
 from http import HTTPStatus
 
 from tracebridge.model import Chat, Compaction, Evidence, GatewayCall, Link, ModelCall
-from tracebridge.response_ids import comparable, gateway_names, is_hidden, provider_id
+from tracebridge.response_ids import (
+    comparable,
+    gateway_names,
+    is_added,
+    is_hidden,
+    provider_id,
+)
 
 # An attempt that the transcript tells without any id is the gateway's failed call that ended
 # nearest to it, within this.
@@ -150,19 +156,18 @@ def is_final(chat: Chat) -> bool:
     """Say whether nothing that is still to come can change what is known of a call.
 
     What each source tells comes in the order in which it happened; of several, any may be first. So
-    what counts is that our gateway saw an answer for the main thread, that the transcript told all
-    of it and names it alike, and that both count the same attempts.
+    what counts is that our gateway saw an answer for the main thread, that the agent told all of it
+    and names it alike, and that both count the same attempts.
     """
     seen, told = chat.seen, chat.told
     if seen is None or told is None or seen.identity is None or not seen.is_ours:
         return False
-    whole = told.end_ns is not None and (
-        told.blocks is None or (told.stop_reason is not None and len(told.blocks) == seen.blocks)
-    )
     return (
-        whole
-        and chat.matched_by == "response_id"
-        and chat.evidence in {Evidence.TRACEPARENT, Evidence.TURN_ID, Evidence.RESPONSE_ID}
+        _is_whole(seen, told, chat.matched_by)
+        and (
+            chat.evidence in {Evidence.TRACEPARENT, Evidence.TURN_ID, Evidence.RESPONSE_ID}
+            or (chat.evidence, chat.matched_by) == (Evidence.TOOL_CALL_ID, "tool_call_id")
+        )
         and chat.key == call_key(seen)
         and seen.error_type is None
         and told.error_type is None
@@ -173,13 +178,36 @@ def is_final(chat: Chat) -> bool:
     )
 
 
+def _is_whole(seen: GatewayCall, told: ModelCall, matched_by: str | None) -> bool:
+    """Say whether the agent told all of an answer that goes into its span."""
+    if told.end_ns is None:
+        return False
+    if matched_by == "response_id":
+        return told.blocks is None or (
+            told.stop_reason is not None and len(told.blocks) == seen.blocks
+        )
+    if set(told.tool_call_ids or ()) != set(seen.tool_call_ids):
+        return False
+    if matched_by == "tool_call_id":
+        # Tools are told once they are done, and with them what was said before.
+        return told.blocks is None
+    return (
+        matched_by == "call_key"
+        and told.blocks is not None
+        and len(told.blocks) == seen.blocks
+        # Which model it was and why it stopped is told behind its tools.
+        and None not in {seen.provider, seen.requested_model, seen.model}
+        and (told.stop_reason is not None or bool(seen.tool_call_ids))
+    )
+
+
 def _with_attempts(chats: Sequence[Chat]) -> list[Chat]:
     """Count what follows a failure: to try again is all that an agent can do in the same lane."""
     lanes: dict[tuple[str | None, bool, str | None], list[Chat]] = defaultdict(list)
     numbered = []
     for chat in chats:
         lane = lanes[chat.subagent_id, chat.is_side_call, chat.compaction_key]
-        if lane and lane[-1].error_type is None:
+        if lane and (lane[-1].error_type is None or _is_first(chat)):
             lane.clear()
         lane.append(chat)
         if len(lane) > 1:
@@ -187,6 +215,21 @@ def _with_attempts(chats: Sequence[Chat]) -> list[Chat]:
         else:
             numbered.append(chat)
     return numbered
+
+
+def _is_first(chat: Chat) -> bool:
+    """Say whether our gateway knows that a call of no session is no second attempt.
+
+    Whose the failures of such calls are is a guess that another session may undo.
+    """
+    seen = chat.seen
+    return (
+        seen is not None
+        and seen.is_ours
+        and seen.attempt == 1
+        and seen.identity is not None
+        and seen.identity.session_id is None
+    )
 
 
 Match = tuple[ModelCall, str]
@@ -199,12 +242,17 @@ def _named(
     answered = seen.response_id and provider_id(seen.response_id)
     for by, name in (("response_id", answered), ("request_id", seen.request_id)):
         if name is not None and (call := told.get(names.get(name, ""))) is not None:
-            return call, by
+            return call, "tool_call_id" if by == "response_id" and is_added(call, seen) else by
     known = told.get(seen.identity.call_key or "") if seen.identity is not None else None
     if known is None or known.request_id is not None:
         return None
-    # Attempts share the key of the call that came of them; of one broken off no end is told.
-    alike = known.end_ns is None or (known.error_type is None) == (seen.error_type is None)
+    # Attempts share the key of the call that came of them; of one broken off no end is told, and
+    # what went wrong behind an answer may be told of it.
+    alike = (
+        known.end_ns is None
+        or (known.error_type is None) == (seen.error_type is None)
+        or bool(set(known.tool_call_ids or ()) & set(seen.tool_call_ids))
+    )
     return (known, "call_key") if alike else None
 
 
@@ -261,8 +309,10 @@ def _counts(seen: GatewayCall) -> tuple[int | None, int | None]:
 
 
 def _lies_within(seen: GatewayCall, call: ModelCall) -> bool:
+    # Who did not read an answer does not know for which tools it asks either.
+    unread = not seen.is_ours and seen.response_id is None and seen.usage is None
     return (
-        not (call.tool_call_ids or seen.tool_call_ids)
+        not (seen.tool_call_ids or (call.tool_call_ids and not unread))
         and call.start_ns is not None
         and call.end_ns is not None
         and call.start_ns <= seen.end_ns <= call.end_ns + SAME_ANSWER_NS
@@ -285,4 +335,9 @@ def _compaction_of(chat: Chat, compactions: Sequence[Compaction]) -> str | None:
         return None
     end_ns = chat.end_ns or 0
     begun = [c.key for c in compactions if c.start_ns is not None and c.start_ns <= end_ns]
-    return begun[-1] if begun else compactions[0].key
+    if begun:
+        return begun[-1]
+    # Where only their ends are told, it is the next to end.
+    start_ns = chat.start_ns or end_ns
+    coming = [c.key for c in compactions if c.end_ns is not None and c.end_ns >= start_ns]
+    return coming[0] if coming else compactions[0].key

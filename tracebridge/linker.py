@@ -20,9 +20,10 @@ from tracebridge.model import (
     Evidence,
     GatewayCall,
     Link,
+    ModelCall,
     Turn,
 )
-from tracebridge.response_ids import comparable, gateway_names, provider_id
+from tracebridge.response_ids import comparable, gateway_names, is_added, provider_id
 
 # Clocks of one machine, read by different processes.
 SKEW_NS = 1_000_000_000
@@ -82,7 +83,7 @@ class _Index:
             for turn in turns
             if turn.tags.parent_trace_id is not None
         }
-        self._by_response: dict[str, Turn] = {}
+        self._by_response: dict[str, tuple[Turn, ModelCall]] = {}
         self._by_request: dict[str, Turn] = {}
         self._by_tool: dict[str, Turn] = {}
         self._sessions: dict[tuple[str, str], list[Turn]] = defaultdict(list)
@@ -94,7 +95,8 @@ class _Index:
                 self._conversations[conversation].append(turn)
             for chat in turn.chats:
                 if chat.told is not None and chat.told.response_id is not None:
-                    self._by_response.setdefault(provider_id(chat.told.response_id), turn)
+                    name = provider_id(chat.told.response_id)
+                    self._by_response.setdefault(name, (turn, chat.told))
                 if chat.told is not None and chat.told.request_id is not None:
                     self._by_request.setdefault(chat.told.request_id, turn)
             # Until it is known who started a subagent, hooks may tell of its tools under any turn.
@@ -126,7 +128,9 @@ class _Index:
             return None if turn is None else (turn, Evidence.TURN_ID)
         answered = None if call.response_id is None else provider_id(call.response_id)
         if answered is not None and answered in self._by_response:
-            return self._by_response[answered], Evidence.RESPONSE_ID
+            turn, told_call = self._by_response[answered]
+            added = is_added(told_call, call)
+            return turn, Evidence.TOOL_CALL_ID if added else Evidence.RESPONSE_ID
         if call.request_id is not None and call.request_id in self._by_request:
             return self._by_request[call.request_id], Evidence.REQUEST_ID
         tools = _tools(call)

@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 
-from tracebridge.model import GatewayCall
+from tracebridge.model import GatewayCall, ModelCall
 
 # LiteLLM's: base64 of `litellm:custom_llm_provider:…;model_id:…;response_id:…`, or that encrypted.
 _WRAPPED = re.compile(r"resp_(?P<inside>[A-Za-z0-9_+/-]{40,4000})={0,2}")
@@ -42,6 +42,16 @@ def is_hidden(response_id: str) -> bool:
 def comparable(call: GatewayCall, response_id: str) -> bool:
     """Say whether the id that an agent tells would be that of *call* if it were the same answer."""
     return call.is_ours or (call.response_id is not None and not is_hidden(response_id))
+
+
+def is_added(told: ModelCall, call: GatewayCall) -> bool:
+    """Say whether the id of an answer was only added to a record that has its tool calls.
+
+    It comes from telemetry, late: it must not change by what a call was known before.
+    """
+    return told.key != told.response_id and bool(
+        set(told.tool_call_ids or ()) & set(call.tool_call_ids)
+    )
 
 
 def gateway_names(call: GatewayCall) -> list[tuple[str, str]]:

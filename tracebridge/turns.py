@@ -265,9 +265,14 @@ class _Draft:
         sources = {s.source for s in sightings if not isinstance(s.part, SessionInfo | Tags)}
         ends = {s.source for s in sightings if isinstance(s.part, TurnEnd)}
         self._confirmed = Source.TRANSCRIPT in ends and sources == ends
-        # All hooks of a turn carry the same tags.
-        self._tags_known = Source.HOOK in sources
-        self._told_twice = {s.part.key for s in of[ModelCall] if s.source is not Source.TRANSCRIPT}
+        # All hooks of a turn carry the same tags; an agent's telemetry has none.
+        self._tags_known = any(
+            s.source is Source.HOOK and not isinstance(s.part, ModelCall | SessionInfo | Tags)
+            for s in sightings
+        )
+        self._told_by_hooks = {
+            s.part.key for s in of[ModelCall] if s.source is not Source.TRANSCRIPT
+        }
         own_info = merge(of[SessionInfo], SessionInfo)
         self._info = _overlaid(own_info, session_info, SessionInfo(key=""))
         self._tags = _overlaid(merge(of[Tags], Tags), session_tags, Tags())
@@ -310,7 +315,7 @@ class _Draft:
             *(prompt.start_ns for prompt in self.prompts),
             *(chat.start_ns for chat in self.chats),
             *(tool.start_ns for tool in self.tools),
-            *(compaction.start_ns for compaction in self.compactions),
+            *(compaction.start_ns or compaction.end_ns for compaction in self.compactions),
         ]
         known = [start for start in starts if start is not None]
         return min(known or self._moments(), default=0)
@@ -353,17 +358,18 @@ class _Draft:
             edits=tuple(self.edits),
             waits=waits,
             subagents=tuple(s for s in self.subagents if self._is_subagent(s)),
-            compactions=tuple(self.compactions),
+            compactions=tuple(_from_their_calls(self.compactions, self.chats)),
             final=tuple(chat.key for chat in self.chats if self._is_final(chat)),
             tool_owners=self._owners,
         )
 
     def _is_final(self, chat: Chat) -> bool:
+        by_hooks = chat.told is not None and chat.told.key in self._told_by_hooks
         return (
             self._tags_known
-            and self._info.agent_version is not None
-            # Where hooks tell of calls too, the transcript's word may still be to come.
-            and (chat.told is None or chat.told.key not in self._told_twice)
+            # What hooks tell beats the transcript's word: where they name calls in requests, too,
+            # that has to be there, and else either may still be to come.
+            and (by_hooks == (chat.matched_by == "call_key") or chat.matched_by == "tool_call_id")
             and is_final(chat)
         )
 
@@ -620,6 +626,7 @@ def _waits(asks: Sequence[PermissionAsk], tools: Sequence[ToolCall]) -> list[Per
             replace(
                 ask,
                 tool_key=tool.key,
+                tool_name=ask.tool_name or tool.name,
                 end_ns=end_ns,
                 decision=decision.decision or verdict,
                 decided_by=decision.decided_by,
@@ -636,7 +643,8 @@ def _asked_tool(ask: PermissionAsk, tools: Sequence[ToolCall]) -> ToolCall | Non
     candidates = [
         tool
         for tool in tools
-        if tool.input_digest == ask.input_digest
+        # One that names no tool is about the one that began last.
+        if (tool.input_digest == ask.input_digest or ask.tool_name is None)
         and tool.start_ns is not None
         and ask.start_ns is not None
         and (tool.end_ns is None or tool.end_ns >= ask.start_ns)
@@ -645,6 +653,22 @@ def _asked_tool(ask: PermissionAsk, tools: Sequence[ToolCall]) -> ToolCall | Non
     if begun:
         return max(begun, key=lambda tool: (tool.start_ns or 0, tool.key))
     return min(candidates, key=lambda tool: (tool.start_ns or 0, tool.key), default=None)
+
+
+def _from_their_calls(
+    compactions: Iterable[Compaction], chats: Sequence[Chat]
+) -> Iterator[Compaction]:
+    """Yield the compactions, each that nobody saw begin from the first of its calls."""
+    for compaction in compactions:
+        starts = [
+            chat.start_ns
+            for chat in chats
+            if chat.compaction_key == compaction.key and chat.start_ns is not None
+        ]
+        if compaction.start_ns is None and starts:
+            yield replace(compaction, start_ns=min(starts))
+        else:
+            yield compaction
 
 
 def _from_the_ask(tools: Iterable[ToolCall], waits: Iterable[PermissionAsk]) -> Iterator[ToolCall]:

@@ -11,9 +11,9 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -24,7 +24,7 @@ from tracebridge.foreign import ForeignSpans, by_origin, is_foreign, rows_of
 from tracebridge.gateways.files import read_folder
 from tracebridge.held import Held, told_alone
 from tracebridge.ids import trace_id
-from tracebridge.intake import Intake, Taken, tags_of_folder
+from tracebridge.intake import Intake, ReadTags, Taken, tags_of_folder
 from tracebridge.levels import keep_levels
 from tracebridge.linker import Orphan, link
 from tracebridge.metrics import Metrics
@@ -48,6 +48,8 @@ from tracebridge.sinks import lasting_sinks
 from tracebridge.spans import Content, final_spans, render, render_orphan, resource_of
 from tracebridge.spool import SpoolFileError
 from tracebridge.store import Store, StoreError
+from tracebridge.tag_files import read_tags
+from tracebridge.totals import sums_of
 
 SECOND_NS = 1_000_000_000
 # After an end that hook and transcript agree on: a Stop hook of somebody else may send the agent
@@ -89,6 +91,7 @@ class Watcher:
         keep_levels(self.store, self.sinks, settings)
         self._sessions: dict[tuple[str, str], Held] = {}
         self._cursors: dict[Path, Cursor] = {}
+        self._read_tags: ReadTags = read_tags
         self._patterns = settings.scrub_patterns
         self._hopeless: set[Path] = set()
         self._foreign = ForeignSpans(self.store)
@@ -97,6 +100,9 @@ class Watcher:
         # Folders of records and why they cannot be read.
         self._unreadable: dict[Path, int | None] = {}
         self._intakes = -1
+        # When the spool was last looked at: what came since then is not known, so none of that
+        # time is a time in which nothing came, however long a step takes on a busy machine.
+        self._looked_ns = 0
 
     @property
     def metrics(self) -> Metrics | None:
@@ -134,11 +140,23 @@ class Watcher:
             self._intakes = self.store.intakes()
 
     def _step(self, *, settle_now: bool, close_open: bool) -> bool:
+        self._looked_ns = self._clock()
         new = self._take_in_spool() | self._take_in_records()
         new |= self._take_in_fragments(at_once=settle_now or close_open)
+        return self._put_all_together(settle_now=settle_now, close_open=close_open) | new
+
+    def _put_all_together(
+        self,
+        *,
+        settle_now: bool = False,
+        close_open: bool = False,
+        just_read: Collection[Path] = (),
+    ) -> bool:
+        """Read what the sessions' transcripts tell and finish what is over."""
+        new = False
         for session in list(self._sessions.values()):
             if session.untold or session.dirty:
-                new |= self._take_in_transcripts(session)
+                new |= self._take_in_transcripts(session, just_read)
                 new |= self._notice_end(session, close_open=close_open)
         self._find_homes_for_strangers()
         for session in list(self._sessions.values()):
@@ -168,28 +186,49 @@ class Watcher:
     def import_transcript(self, agent: Agent, path: Path) -> None:
         """Take in a past session from its main transcript. Raise OSError if it cannot be read."""
         with self._alone():
-            for file in agent.transcripts(path):
-                self._read_transcript(agent, file)
+            self._read_transcripts(agent, path)
+
+    def _read_transcripts(self, agent: Agent, path: Path) -> list[Path]:
+        files = list(agent.transcripts(path))
+        for file in files:
+            self._read_transcript(agent, file)
+        return files
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """Be the only one at work while past sessions are imported, which few commits keep.
+
+        What the spool has stays there: its files may go only after the commit.
+        """
+        # Hundreds of sessions may have been in one folder.
+        self._read_tags = cache(read_tags)  # type: ignore[assignment]  # an agent is a module
+        try:
+            with self._alone(), self.store.gathering():
+                yield
+        finally:
+            self._read_tags = read_tags
 
     def import_session(self, agent: Agent, past: PastSession, *, local_only: bool = False) -> None:
         """Take in a past session as of when its transcript was last written to, and tell it.
 
-        What is over then is told; what still runs stays open. With *local_only* it goes to no sink,
-        also if we are killed. Raise OSError if it cannot be read.
+        Only while `importing`. What is over then is told; what still runs stays open. With
+        *local_only* it goes to no sink, also if we are killed. Raise OSError if it cannot be read.
         """
         if local_only:
-            with self._alone():
+            with self.store.transaction():
                 until_ns = self._traced_since(agent.SLUG, past.session_id)
                 self.store.keep_local(agent.SLUG, past.session_id, until_ns)
-        self.import_transcript(agent, past.path)
+        others = {id(session) for session in self._sessions.values() if session.dirty}
+        files = self._read_transcripts(agent, past.path)
         own = self._sessions.get((agent.SLUG, past.session_id))
         for session in self._sessions.values():
-            if session.dirty or session is own:
+            if session is own or (session.dirty and id(session) not in others):
                 session.changed_ns = min(session.changed_ns, past.changed_ns)
                 if not session.gone and self._clock() - session.changed_ns > STALE_NS:
                     # Just read to its end: there is nothing to wait for.
                     session.gone = session.dirty = True
-        self.step()
+        self._looked_ns = self._clock()
+        self._put_all_together(just_read=files)
         # Thousands may follow.
         self._sessions = {
             key: session
@@ -293,7 +332,7 @@ class Watcher:
             if self.store.leave_out(agent, session_id):
                 self._sessions.pop((agent, session_id), None)
 
-    def _take_in_transcripts(self, session: Held) -> bool:
+    def _take_in_transcripts(self, session: Held, just_read: Collection[Path]) -> bool:
         agent = agents()[session.agent]
         if session.transcript is None:
             told = session.assembler.info.transcript
@@ -304,7 +343,7 @@ class Watcher:
             return False
         new = False
         for path in agent.transcripts(session.transcript):
-            if path in self._hopeless:
+            if path in self._hopeless or path in just_read:
                 continue
             try:
                 new |= self._read_transcript(agent, path)
@@ -339,7 +378,7 @@ class Watcher:
                 continue
             sightings = [scrub_sighting(each, self._patterns) for each in traced]
             notes = Counter(reading.notes)
-            if (tags := tags_of_folder(agent, sightings, notes)) is not None:
+            if (tags := tags_of_folder(agent, sightings, notes, self._read_tags)) is not None:
                 told = Source.TRANSCRIPT
                 whose = replace(sightings[-1], turn_key=None, subagent_id=None)
                 whose = replace(whose, source=told, time_ns=0, part=tags)
@@ -433,7 +472,7 @@ class Watcher:
             if session.due_ns is not None:
                 session.due_ns -= session.changed_ns - now_ns
             session.changed_ns = now_ns
-        quiet_ns = now_ns - session.changed_ns
+        quiet_ns = self._looked_ns - session.changed_ns
         waiting = session.due_ns is None or now_ns < session.due_ns
         if waiting and not session.dirty and not settle_now:
             return
@@ -466,7 +505,8 @@ class Watcher:
     def _put_together(self, session: Held, *, settle_now: bool, close_open: bool) -> bool:
         """Tell what is over of what is held; say whether anything is still to be told."""
         untold = False
-        quiet_ns = self._clock() - session.changed_ns
+        now_ns = self._clock()
+        quiet_ns = self._looked_ns - session.changed_ns
         linked, orphans = self._linked(session)
         turns = session.assembler.turns(
             linked,
@@ -504,7 +544,7 @@ class Watcher:
                 if over:
                     if self.metrics is not None:
                         news.append((turn.agent, spans, self.store.untold(turn.trace_id)))
-                    self._tell(
+                    told = self._tell(
                         turn.trace_id,
                         spans,
                         resource_of(turn.agent, spans, self._settings.resource),
@@ -513,11 +553,16 @@ class Watcher:
                     )
                     self._foreign.told(turn, foreign)
                     self.store.settle_turn(turn.trace_id)
+                    if told:
+                        # What was told before stays as it was.
+                        whole = told == len(spans)
+                        kept = spans if whole else self.store.spans(turn.trace_id)
+                        self.store.put_sums(turn.trace_id, sums_of(kept, now_ns))
                     session.settled[turn.turn_key] = turn
                     session.note_inferred(turn)
                 else:
                     untold = True
-                    final = [s for s in final_spans(turn, spans) if s.span_id not in session.early]
+                    final = [s for s in _final(turn, spans) if s.span_id not in session.early]
                     if final:
                         if self.metrics is not None:
                             new = self.store.untold(turn.trace_id)
@@ -556,12 +601,16 @@ class Watcher:
         *,
         is_local: bool = False,
         is_all: bool = True,
-    ) -> None:
-        """Tell spans with the resource that they came with, or else with *resource*."""
+    ) -> int:
+        """Tell spans with the resource that they came with, or else with *resource*.
+
+        Return how many were new.
+        """
         sinks = [] if is_local else [sink.name for sink in self.sinks]
         reduced = self._reduced(render_at) if sinks else {}
+        new = 0
         for origin, group in by_origin(spans):
-            self.store.tell(
+            new += self.store.tell(
                 trace,
                 # What goes nowhere need not be encoded; `send` does that when it is asked for.
                 [(span.span_id, encode_span(span) if sinks else b"") for span in group],
@@ -570,6 +619,7 @@ class Watcher:
                 reduced,
                 is_all=is_all,
             )
+        return new
 
     def _linked(self, session: Held) -> tuple[list[tuple[GatewayCall, Link]], list[Orphan]]:
         """Link the calls of a session to its turns, also to those that are told and let go of."""
@@ -627,7 +677,9 @@ class Watcher:
             ended_ns = session.assembler.info.ended_ns
             if ended_ns is None:
                 return SUBAGENT_PATIENCE_NS
-        return CONFIRMED_SETTLE_NS if turn.confirmed else SETTLE_NS
+        # The gateway's record of the last call may come later than the word of agent and transcript.
+        is_seen = not session.calls or all(chat.seen is not None for chat in turn.chats)
+        return CONFIRMED_SETTLE_NS if turn.confirmed and is_seen else SETTLE_NS
 
     def _give_up_on_orphans(self, *, at_once: bool) -> None:
         now_ns = self._clock()
@@ -758,6 +810,12 @@ class Watcher:
         logger.warning("%s", text)
         with self.store.transaction():
             self.store.add_notes({text: 1})
+
+
+def _final(turn: Turn, spans: Iterable[Span]) -> list[Span]:
+    """Return what can be told of an open turn: nothing before its resource is as it will be."""
+    known = turn.info.agent_version is not None or not agents()[turn.agent].TELLS_VERSION
+    return final_spans(turn, spans) if known else []
 
 
 def _is_home(call: GatewayCall, session: Held) -> bool:

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracebridge.agents import Cursor, Launch, gemini_cli
+from tracebridge.agents.gemini_cli.prompts import turn_compacted_for
 from tracebridge.model import (
+    Compaction,
     HookEvent,
     ModelCall,
     Outcome,
@@ -23,6 +25,8 @@ from tracebridge.turns import TurnAssembler
 
 SESSION = "ab9d37ea-0cb2-452a-aefd-bf08809ad8d1"
 RECORDINGS = Path(__file__).parent / "gemini-cli"
+# Behind the prompt, behind its answer, behind the next prompt: from the minute's beginning.
+SECONDS = (2_000_000_000, 4_000_000_000, 6_000_000_000)
 COMMANDS = {"hook": "/usr/bin/python3 -I -S /x/tracebridge_hook.py gemini-cli /h", "hot": ""}
 
 
@@ -244,9 +248,13 @@ def test_wiring_goes_in_and_out_again():
         "BeforeAgent",
         "BeforeTool",
         "AfterTool",
+        "Notification",
+        "PreCompress",
         "AfterAgent",
         "SessionEnd",
     }
+    # For each call of the model it would fire, too.
+    assert [group["matcher"] for group in wired["hooks"]["PreCompress"]] == ["manual"]
     assert gemini_cli.unwire(wired) == theirs
     assert gemini_cli.unwire(gemini_cli.wire({}, COMMANDS | {"hot": COMMANDS["hook"]})) == {}
 
@@ -324,3 +332,165 @@ def test_upstream(tmp_path):
     assert gemini_cli.upstream(base, tmp_path, tmp_path) == "gemini=http://g"
     vertex = {"GOOGLE_GENAI_USE_VERTEXAI": "true", "GOOGLE_VERTEX_BASE_URL": "http://v"}
     assert gemini_cli.upstream(vertex, tmp_path, tmp_path) == "vertex=http://v"
+
+
+def context(number: int) -> dict:
+    return {**said(number, "<session_context>\nall of it"), "id": f"c{number}"}
+
+
+def copied(number: int, line: dict) -> dict:
+    """Return a line as it stands in history that is written anew."""
+    fresh = {"id": f"copy of {line['id']}", "timestamp": f"2026-11-21T05:31:0{number}.000Z"}
+    return {name: line[name] for name in ("type", "content")} | fresh
+
+
+def history(number: int, *messages: dict) -> dict:
+    stamp = f"2026-11-21T05:31:0{number}.000Z"
+    return {"$set": {"messages": list(messages), "lastUpdated": stamp}}
+
+
+def turn_keys(path: Path, kind: type) -> list[str | None]:
+    told = gemini_cli.read_transcript(path, Cursor()).sightings
+    return [each.turn_key for each in told if isinstance(each.part, kind)]
+
+
+def summed_up(number: int) -> dict:
+    """Return history that begins with a summary; what it keeps has new ids."""
+    taken = {"type": "gemini", "content": [{"text": "Got it. Thanks for the additional context!"}]}
+    kept = copied(number, said(1, "go"))
+    summary = {**said(number, "the summary"), "id": f"s{number}"}
+    return history(number, context(1), summary, {**taken, "id": f"t{number}"}, kept)
+
+
+def test_history_that_is_written_anew_is_not_told_again(tmp_path):
+    """Neither its prompts nor its answers are, and prompts behind it are counted as before."""
+    lines = [said(1, "go"), answered(1, content="gone", model="m"), said(2, "go on")]
+    again = [context(4), *(copied(4, line) for line in lines)]
+    path = write_chat(tmp_path, *lines, *again, history(4, *again), said(5, "and on"))
+    assert [prompt.text for prompt in parts(path, Prompt)] == ["go", "go on", "and on"]
+    assert turn_keys(path, Prompt) == ["1", "2", "3"]
+    assert [call.key for call in parts(path, ModelCall)] == ["g1"]
+
+
+def test_what_a_session_was_begun_with_is_not_told_again(tmp_path):
+    """Lines older than their session are another one's."""
+    old = [said(1, "go"), answered(1, content="gone", model="m")]
+    path = write_chat(tmp_path, *old, history(4, context(3), *old), said(5, "and on"))
+    path.write_text(path.read_text().replace("05:31:00Z", "05:31:04Z", 1))
+    assert [prompt.text for prompt in parts(path, Prompt)] == ["and on"]
+    assert turn_keys(path, Prompt) == ["1"]
+    assert not parts(path, ModelCall)
+
+
+def test_what_was_answered_does_not_fail_when_it_is_gone_back_behind(tmp_path):
+    """History that leaves an answered prompt out says nothing of its turn."""
+    lines = [said(1, "go"), answered(1, content="gone", model="m")]
+    path = write_chat(tmp_path, *lines, {"$rewindTo": "u1"}, history(4, context(3)))
+    assert [end.outcome for end in parts(path, TurnEnd)] == [Outcome.COMPLETED]
+
+
+@pytest.mark.parametrize(
+    ("behind", "told"),
+    [
+        ([{"type": "info", "content": ""}], [("manual", "1/compress")]),
+        ([{"type": "info", "content": "Context compressed."}, said(5, "on")], [("auto", "2")]),
+        ([], []),
+    ],
+    ids=["manual", "auto", "not yet known"],
+)
+def test_history_that_is_summed_up_between_turns(behind, told, tmp_path):
+    """By itself it is a turn of its own, else of the prompt behind it; no turn fails of it."""
+    lines = [said(1, "go"), answered(1, content="gone", model="m"), summed_up(3)]
+    path = write_chat(tmp_path, *lines, *behind)
+    triggers = [compaction.trigger for compaction in parts(path, Compaction)]
+    assert list(zip(triggers, turn_keys(path, Compaction), strict=True)) == told
+    assert {end.outcome for end in parts(path, TurnEnd)} == {Outcome.COMPLETED}
+
+
+def test_history_that_is_summed_up_while_a_turn_runs(tmp_path):
+    """It is a compaction of that turn, once however often the summary stands there."""
+    asking = answered(1, model="m", toolCalls=[{"id": "x__1", "name": "x"}])
+    path = write_chat(
+        tmp_path, history(0, context(0)), said(1, "go"), asking, summed_up(3), summed_up(3)
+    )
+    assert [compaction.trigger for compaction in parts(path, Compaction)] == ["auto"]
+    assert turn_keys(path, Compaction) == ["1"]
+
+
+def test_a_resumed_session_whose_history_was_summed_up(tmp_path):
+    """The summary that a process begins with is none of its own."""
+    path = write_chat(tmp_path, history(2, context(2)), summed_up(3), said(5, "on"), summed_up(6))
+    assert [compaction.end_ns for compaction in parts(path, Compaction)] == [
+        1_795_239_066_000_000_000
+    ]
+
+
+def test_a_question_is_about_the_tool_that_began_last():
+    """A notification names none; it tells of a wait in the tool whose hook came before it."""
+    ask = {"hook_event_name": "Notification", "notification_type": "ToolPermission"}
+    tool = {"tool_name": "write_file", "tool_input": {"file_path": "a"}}
+    second = 1_000_000_000
+    assembler = TurnAssembler("gemini-cli", SESSION)
+    for number, event in enumerate(
+        [
+            {"hook_event_name": "BeforeAgent", "prompt": "go"},
+            {"hook_event_name": "BeforeTool", **tool, "tool_name": "read_file"},
+            {"hook_event_name": "BeforeTool", **tool},
+            ask,
+            {"hook_event_name": "AfterTool", **tool, "tool_response": {}},
+            {**ask, "notification_type": "SomethingNew"},
+        ]
+    ):
+        payload = {"session_id": SESSION, **event}
+        assembler.add(hook(payload, 1_795_000_000_000_000_000 + number * second).sightings)
+    (turn,) = assembler.turns()
+    (wait,) = turn.waits
+    (asked,) = [tool for tool in turn.tools if tool.name == "write_file"]
+    assert (wait.tool_key, wait.decision, wait.end_ns) == (asked.key, "allow", None)
+    assert asked.start_ns < wait.start_ns < asked.end_ns
+
+
+def test_a_call_that_sums_up_is_named_by_its_instruction():
+    """It asks for no tool, and has an instruction of its own."""
+    headers = {"user-agent": "GeminiCLI-tui/0.61.0"}
+    body = {"systemInstruction": {"parts": [{"text": "write a <state_snapshot>."}]}}
+    assert gemini_cli.identify_call(headers, body).request_class == "compaction"
+    assert gemini_cli.identify_call(headers, {**body, "tools": []}).request_class is None
+    for odd in (3, {"parts": 3}, {"parts": [{"text": 3}]}):
+        assert gemini_cli.identify_call(headers, {"systemInstruction": odd}).request_class is None
+
+
+def test_the_turn_that_history_is_summed_up_for(tmp_path):
+    """While a turn runs it is that one; behind its answer it is the next."""
+    path = write_chat(
+        tmp_path, said(1, "go"), {**answered(2, model="m"), "content": "so"}, said(5, "on")
+    )
+    at = [turn_compacted_for(path, SESSION, 1_795_239_060_000_000_000 + s) for s in SECONDS]
+    assert at == ["1", "2", "2"]
+
+
+def test_compress_is_told_by_its_hook_and_its_history(tmp_path):
+    """Both tell of one compaction, in the turn of its own behind the last prompt."""
+    lines = [said(1, "go"), answered(1, content="gone", model="m"), summed_up(5)]
+    path = write_chat(tmp_path, *lines, {"type": "info", "content": ""})
+    event = {
+        "session_id": SESSION,
+        "hook_event_name": "PreCompress",
+        "trigger": "manual",
+        "timestamp": "2026-11-21T05:31:03Z",
+        "transcript_path": str(path),
+    }
+    began_ns = 1_795_239_063_010_000_000
+    assembler = TurnAssembler("gemini-cli", SESSION)
+    assembler.add(gemini_cli.read_transcript(path, Cursor()).sightings)
+    assembler.add(hook(event, began_ns).sightings)
+    # Before each call of the model it says that history might be summed up.
+    assembler.add(hook({**event, "trigger": "auto"}, began_ns).sightings)
+    first, second = assembler.turns()
+    assert (first.turn_key, first.compactions, first.outcome) == ("1", (), Outcome.COMPLETED)
+    (compaction,) = second.compactions
+    assert (second.turn_key, compaction.trigger) == ("1/compress", "manual")
+    assert (compaction.start_ns, compaction.end_ns) == (began_ns, 1_795_239_065_000_000_000)
+    # Which prompt it is behind is not known then.
+    lost = hook({**event, "transcript_path": str(tmp_path / "none")}, began_ns)
+    assert [type(each.part).__name__ for each in lost.sightings] == ["SessionInfo"]

@@ -21,6 +21,7 @@ from tracebridge.model import (
     Prompt,
     Sighting,
     Source,
+    ToolCall,
     TurnEnd,
     Usage,
 )
@@ -141,6 +142,11 @@ def test_whose_a_call_is():
     assert [each.subagent_id for each in typed] == [None]
     (router,) = read({**ANSWER, "role": "utility_router"}, DETAILS)
     assert router.purpose == "auxiliary"
+    for prompt_id in ("compress-1795280444388", f"{SESSION}########2"):
+        (summing_up,) = read(
+            {**ANSWER, "role": "utility_compressor", "prompt_id": prompt_id}, DETAILS
+        )
+        assert summing_up.purpose == "compaction"
 
 
 @given(
@@ -195,6 +201,19 @@ def test_the_response_id_is_exact_evidence():
     (turn,) = assembler.turns(linked)
     ((chat,),) = [turn.chats]
     assert (chat.told.output_text, chat.seen.call_id) == ("g1", "c")
+
+
+def test_what_was_linked_by_its_tools_stays_so_when_telemetry_comes():
+    """Exact before, a link does not change for an id that comes late: its span may be told."""
+    asked = structs.replace(answered("g1", 2.0), tool_call_ids=("t1",))
+    tool = ToolCall(key="t1", name="read_file", start_ns=START + 2 * SECOND)
+    call = seen("c", 2.0, response_id="resp-1", tool_call_ids=("t1",))
+    for more in ((), sightings(ANSWER, DETAILS)):
+        assembler = turn_of((2.0, asked), (2.0, tool), more=more)
+        linked, _ = link([call], assembler.turns())
+        assert [found.evidence for _, found in linked] == [Evidence.TOOL_CALL_ID]
+        (turn,) = assembler.turns(linked)
+        assert [chat.matched_by for chat in turn.chats] == ["tool_call_id"]
 
 
 def test_a_nameless_call_is_its_who_tells_of_the_answer():

@@ -5,7 +5,8 @@
 Real agents with our hooks, our gateway, a watcher and a receiver on loopback; the model is scripted.
 Counted is from the moment at which the gateway had the last byte to the moment at which the receiver
 has the span. The last call of a turn is told apart: it ends the turn, which may have to wait. The
-floor is the moment at which the agent's own record of the call stands in its transcript.
+floor is the moment at which the agent's own record of the call stands in its transcript, with an id
+of the answer or of a tool call in it. Gemini CLI's has neither before its tools are done.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from runner import Reach, tell
@@ -44,7 +46,7 @@ FLOOR = "written by the agent"
 
 
 class Transcripts(threading.Thread):
-    """When each response id first stood in a transcript, to a few milliseconds."""
+    """When each id first stood in a transcript, to a few milliseconds."""
 
     def __init__(self, home: Path, pattern: str) -> None:
         super().__init__(daemon=True)
@@ -66,9 +68,10 @@ class Transcripts(threading.Thread):
         self._stopping = True
         self.join()
 
-    def written_ns(self, response_id: str) -> int | None:
+    def written_ns(self, names: Sequence[str]) -> int | None:
         for at_ns, path, size in self._seen:
-            if response_id.encode() in path.read_bytes()[:size]:
+            said = path.read_bytes()[:size]
+            if any(name.encode() in said for name in names):
                 return at_ns
         return None
 
@@ -123,6 +126,7 @@ def latencies(player: Player, folder: Path, turns: int, tools: int) -> dict[str,
                 if finished.exit_code:
                     raise SystemExit(f"{player.kind.slug}: {finished.stderr[-500:]}")
                 receiver.wait_for(lambda each, n=number: len(roots(each.spans)) == n, PATIENCE_S)
+        names = {each.message_id: (each.message_id, *each.tool_use_ids) for each in model.calls()}
     transcripts.stop()
     found: dict[str, list[float]] = {FLOOR: [], "within a turn": [], "last of a turn": []}
     for root in roots([span for _, span in arrived]):
@@ -138,8 +142,10 @@ def latencies(player: Player, folder: Path, turns: int, tools: int) -> dict[str,
         if not calls:
             # Only side calls.
             continue
-        written = [(transcripts.written_ns(name), end_ns) for end_ns, _, name in calls]
-        found[FLOOR] += [(at_ns - end_ns) / 1e6 for at_ns, end_ns in written if at_ns is not None]
+        if not player.kind.transcripts.endswith(".db"):
+            # A database has no lines to look for.
+            written = [(transcripts.written_ns(names[name]), end_ns) for end_ns, _, name in calls]
+            found[FLOOR] += [(at_ns - end_ns) / 1e6 for at_ns, end_ns in written if at_ns]
         *inner, last = [(at_ns - end_ns) / 1e6 for end_ns, at_ns, _ in calls]
         found["within a turn"] += inner
         found["last of a turn"].append(last)
@@ -167,7 +173,6 @@ def main() -> None:
             details[slug] = latencies(player, Path(folder), options.turns, options.tools)
         for which, times in details[slug].items():
             if not times:
-                # A database has no lines to look for.
                 continue
             p95 = sorted(times)[int(len(times) * 0.95)]
             told = f"{slug}, {which}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from terminal import Terminal, wait_until
+from terminal import PATIENCE_S, Terminal, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BINARY = REPOSITORY / ".agents" / "bin" / "claude"
@@ -46,7 +46,7 @@ class Running:
     def send(self, signal_number: signal.Signals) -> None:
         self.process.send_signal(signal_number)
 
-    def finish(self, timeout: float = 90.0) -> Finished:
+    def finish(self, timeout: float = PATIENCE_S) -> Finished:
         try:
             exit_code = self.process.wait(timeout)
         finally:
@@ -154,7 +154,7 @@ class ClaudeCode:
             [*self.launcher, str(BINARY), *options], cwd=self.project, env=self.environment()
         )
         try:
-            terminal.wait_for_text(READY_FOR_PROMPT, 60)
+            terminal.wait_for_text(READY_FOR_PROMPT)
         except BaseException:
             terminal.close()
             raise

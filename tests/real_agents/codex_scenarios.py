@@ -347,10 +347,13 @@ def websocket(stage: Stage) -> Played:
 
 def steering(stage: Stage) -> Played:
     """Say something while the turn runs."""
-    mark = stage.workdir / "begun"
+    mark, said = stage.workdir / "begun", stage.workdir / "said"
+    command = f"touch {mark}; timeout 180 sh -c 'until test -e {said}; do sleep 0.1; done'"
     stage.model.script(
         {
-            "wait a while": [Reply([_shell(f"touch {mark}; sleep 2")])],
+            "wait a while": [
+                Reply([ToolUse("exec_command", {"cmd": command, "yield_time_ms": 30_000})])
+            ],
             "and be polite": [Reply([Text("Hello, please.")])],
         }
     )
@@ -359,6 +362,8 @@ def steering(stage: Stage) -> Played:
         terminal.say("wait a while")
         _wait_for_file(mark)
         terminal.say("and be polite")
+        terminal.wait_for_text("Messages to be submitted after next tool call")
+        said.touch()
         codex.wait_for_transcript(ENDED)
         terminal.say("/quit")
         return Played((terminal.wait(),), codex.session_ids())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from terminal import Terminal, wait_until
+from terminal import PATIENCE_S, Terminal, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BINARY = REPOSITORY / ".agents" / "bin" / "gemini"
@@ -23,7 +23,7 @@ API_KEY = "gemini-fake-0123456789abcdefghij"
 MODEL = "gemini-2.5-pro"
 
 
-def say(terminal: Terminal, line: str, timeout: float = 30.0) -> None:
+def say(terminal: Terminal, line: str, timeout: float = PATIENCE_S) -> None:
     """Type a line into a waiting prompt and send it.
 
     A return that comes right behind the text is taken for a part of it, and another one needed.
@@ -31,12 +31,13 @@ def say(terminal: Terminal, line: str, timeout: float = 30.0) -> None:
     terminal.wait_until_gone("esc to cancel")
     terminal.wait_for_text("Type your message")
     terminal.send(line)
-    terminal.wait_for_text(rf"\* +{re.escape(line)}")
+    # The mark before it is another one where Gemini CLI asks for approval.
+    terminal.wait_for_text(rf"[*>] +{re.escape(line)}")
     deadline = time.monotonic() + timeout
     while True:
         terminal.press("enter")
         try:
-            terminal.wait_for_text(rf"> +{re.escape(line)}", 2.0)
+            terminal.wait_for_text("Type your message|esc to cancel|Allow once", 2.0)
         except TimeoutError:
             if time.monotonic() > deadline:
                 raise
@@ -63,7 +64,7 @@ class Running:
         # As a terminal does: Gemini CLI is a process that starts itself again.
         os.killpg(self.process.pid, signal_number)
 
-    def finish(self, timeout: float = 90.0) -> Finished:
+    def finish(self, timeout: float = PATIENCE_S) -> Finished:
         try:
             exit_code = self.process.wait(timeout)
         finally:
@@ -148,12 +149,19 @@ class GeminiCli:
     def run(self, prompt: str, *options: str, session_id: str | None = None) -> Finished:
         return self.start(prompt, *options, session_id=session_id).finish()
 
-    def terminal(self, session_id: str) -> Terminal:
+    def terminal(self, session_id: str, *, approving: bool = True) -> Terminal:
         """Start an interactive session in a terminal of its own."""
-        words = [*self.launcher, str(BINARY), "-m", MODEL, "--skip-trust", "-y"]
+        words = [*self.launcher, str(BINARY), "-m", MODEL, "--skip-trust"]
         return Terminal(
-            [*words, "--session-id", session_id], cwd=self.project, env=self.environment()
+            [*words, *(["-y"] if approving else []), "--session-id", session_id],
+            cwd=self.project,
+            env=self.environment(),
         )
+
+    def session_ids(self) -> set[str]:
+        return {
+            json.loads(path.read_text().partition("\n")[0])["sessionId"] for path in self.chats()
+        }
 
     def chats(self) -> list[Path]:
         return sorted((self.home / ".gemini" / "tmp").glob("*/chats/*.jsonl"))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import subprocess
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gemini import Finished, GeminiCli, say
+from terminal import Terminal
 
 from tracebridge.testing.scripted_gemini import ScriptedGemini
 from tracebridge.testing.scripted_model import (
@@ -167,26 +171,11 @@ def stream_cut_once(stage: Stage) -> Played:
 
 
 def sigint_stream(stage: Stage) -> Played:
-    reply = Reply([Text("A long story begins.")], hold=Hold("never", after_events=1))
-    stage.model.script({"tell a story": [reply]})
-    running = stage.gemini().start("tell a story")
-    stage.model.wait_until_held("never")
-    running.send(signal.SIGINT)
-    finished = running.finish()
-    stage.model.gate("never").set()
-    return _played(finished)
+    return _signalled_in_a_stream(stage, signal.SIGINT)
 
 
 def sigkill_stream(stage: Stage) -> Played:
-    reply = Reply([Text("A long story begins.")], hold=Hold("never", after_events=1))
-    stage.model.script({"tell a story": [reply]})
-    running = stage.gemini().start("tell a story")
-    stage.model.wait_until_held("never")
-    # Gemini CLI starts itself again; the child is what works.
-    running.send(signal.SIGKILL)
-    finished = running.finish()
-    stage.model.gate("never").set()
-    return _played(finished)
+    return _signalled_in_a_stream(stage, signal.SIGKILL)
 
 
 def resume(stage: Stage) -> Played:
@@ -253,10 +242,7 @@ def interactive(stage: Stage) -> Played:
         say(terminal, "tell a story")
         stage.model.wait_until_held("never")
         terminal.answer("escape", "esc to cancel")
-        terminal.press("ctrl-c")
-        terminal.wait_for_text(r"Press Ctrl\+C again")
-        terminal.press("ctrl-c")
-        exit_code = terminal.wait()
+        exit_code = _leave(terminal)
     stage.model.gate("never").set()
     return Played((exit_code,), (session_id,))
 
@@ -280,6 +266,96 @@ def two_sessions(stage: Stage) -> Played:
     return _played(*(each.finish() for each in running))
 
 
+def sigterm_stream(stage: Stage) -> Played:
+    return _signalled_in_a_stream(stage, signal.SIGTERM)
+
+
+def fork(stage: Stage) -> Played:
+    """Go on in a copy of a session."""
+    stage.model.script(
+        {
+            "remember blue": [Reply([_shell("echo blue")]), Reply([Text("Blue it is.")])],
+            "which colour": [Reply([_shell("echo asked")]), Reply([Text("It was blue.")])],
+        }
+    )
+    gemini = stage.gemini()
+    first = gemini.run("remember blue")
+    (chat,) = gemini.chats()
+    second = gemini.run("which colour", "--session-file", str(chat), session_id="its own choice")
+    (forked,) = gemini.session_ids() - {first.session_id}
+    return Played((first.exit_code, second.exit_code), (first.session_id, forked))
+
+
+def auto_compact(stage: Stage) -> Played:
+    """Say something in a session that has grown too long."""
+    _script_two_turns(stage)
+    first = stage.gemini().run("say hello")
+    small = replace(stage, settings={**stage.settings, "model": {"compressionThreshold": 0.0001}})
+    second = small.gemini().run("say it again", "--resume", "latest", session_id=first.session_id)
+    return _played(first, second)
+
+
+def compact(stage: Stage) -> Played:
+    _script_two_turns(stage)
+    session_id = str(uuid.uuid4())
+    with stage.gemini().terminal(session_id) as terminal:
+        say(terminal, "say hello")
+        terminal.wait_for_text("Hello there")
+        say(terminal, "/compress")
+        terminal.wait_for_text("Chat history compressed")
+        say(terminal, "say it again")
+        terminal.wait_for_text("Hello again")
+        return Played((_leave_idle(terminal),), (session_id,))
+
+
+def queued_prompt(stage: Stage) -> Played:
+    """Say two things while an answer streams: together they are the next prompt."""
+    stage.model.script(
+        {
+            "tell a tale": [Reply([Text("A short tale.")], hold=Hold("typed", after_events=1))],
+            "say hello": [Reply([_shell("echo hello")]), Reply([Text("Hello there.")])],
+        }
+    )
+    session_id = str(uuid.uuid4())
+    with stage.gemini().terminal(session_id) as terminal:
+        say(terminal, "tell a tale")
+        stage.model.wait_until_held("typed")
+        for line in ("say hello", "and be brief"):
+            terminal.send(line)
+            terminal.wait_for_text(rf"\* +{line}")
+            terminal.answer("enter", rf"\* +{line}")
+        stage.model.gate("typed").set()
+        terminal.wait_for_text("Hello there")
+        return Played((_leave_idle(terminal),), (session_id,))
+
+
+def permission(stage: Stage) -> Played:
+    """Be asked before each tool, allow two, refuse the third, and say something else."""
+    path = str(stage.project / "made.py")
+    stage.model.script(
+        {
+            "say hello": [Reply([_shell("touch hello")]), Reply([Text("Hello there.")])],
+            "make a file": [
+                Reply([ToolUse("write_file", {"file_path": path, "content": "a = 1\n"})]),
+                Reply([_shell("touch never")]),
+            ],
+            "say it again": [Reply([Text("Hello again.")])],
+        }
+    )
+    session_id = str(uuid.uuid4())
+    with stage.gemini().terminal(session_id, approving=False) as terminal:
+        say(terminal, "say hello")
+        _answer(terminal, "touch hello", "enter")
+        terminal.wait_for_text("Hello there")
+        say(terminal, "make a file")
+        _answer(terminal, "made.py", "enter")
+        _answer(terminal, "touch never", "escape")
+        terminal.wait_for_text("Request cancelled")
+        say(terminal, "say it again")
+        terminal.wait_for_text("Hello again")
+        return Played((_leave_idle(terminal),), (session_id,))
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -300,8 +376,59 @@ SCENARIOS: dict[str, Scenario] = {
         interactive,
         subagent,
         two_sessions,
+        sigterm_stream,
+        fork,
+        auto_compact,
+        compact,
+        queued_prompt,
+        permission,
     )
 }
+
+
+def _signalled_in_a_stream(stage: Stage, signal_number: signal.Signals) -> Played:
+    reply = Reply([Text("A long story begins.")], hold=Hold("never", after_events=1))
+    stage.model.script({"tell a story": [reply]})
+    running = stage.gemini().start("tell a story")
+    stage.model.wait_until_held("never")
+    running.send(signal_number)
+    finished = running.finish()
+    stage.model.gate("never").set()
+    return _played(finished)
+
+
+def _script_two_turns(stage: Stage) -> None:
+    stage.model.script(
+        {
+            "say hello": [Reply([_shell("echo hello")]), Reply([Text("Hello there.")])],
+            "say it again": [Reply([_shell("echo again")]), Reply([Text("Hello again.")])],
+        }
+    )
+
+
+def _answer(terminal: Terminal, question: str, key: str) -> None:
+    terminal.wait_for_text(re.escape(question))
+    terminal.wait_for_text("Allow once")
+    terminal.answer(key, "Allow once")
+
+
+def _leave_idle(terminal: Terminal) -> int:
+    # While hooks run behind the answer, Ctrl-C would break off the turn.
+    terminal.wait_until_gone("esc to cancel")
+    terminal.wait_for_text("Type your message")
+    return _leave(terminal)
+
+
+def _leave(terminal: Terminal) -> int:
+    """Press Ctrl-C twice, and again where one was not heard or Gemini CLI had given up waiting."""
+    for _ in range(6):
+        terminal.press("ctrl-c")
+        with suppress(TimeoutError):
+            terminal.wait_for_text(r"Press Ctrl\+C again", 5.0)
+        terminal.press("ctrl-c")
+        with suppress(subprocess.TimeoutExpired):
+            return terminal.wait(30)
+    raise TimeoutError(f"Gemini CLI does not end; it shows:\n{terminal.text}")
 
 
 def _delegate(task: str) -> ToolUse:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from beside import started
 from claude import API_KEY
 from scenarios import SCENARIOS, Played, Stage
 from support import EVIDENCE
+from terminal import PATIENCE_S, wait_until
 
 from tracebridge import semconv
 from tracebridge.agents import agent
@@ -198,18 +200,20 @@ def wired_for(kind: Kind, home: Path) -> Mapping[str, Any]:
 @contextmanager
 def running_watcher(env: Mapping[str, str]) -> Iterator[None]:
     command = [sys.executable, "-X", "faulthandler", "-m", "tracebridge", "watch"]
-    process = subprocess.Popen(command, env=env)
-    try:
+    with started(command, env=env) as process:
         yield
-    finally:
+        # A scenario may be over before that; it does not know yet how to end well.
+        lock = Path(env["TRACEBRIDGE_HOME"], "watch.lock")
+        wait_until(lambda: lock.exists() or process.poll() is not None)
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(60) == 0
+            code = process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             # Says where each of its threads is.
             process.send_signal(signal.SIGABRT)
             process.wait()
             raise
+        assert code == 0, f"the watcher ended with {code}"
 
 
 def judge_calls(trial: Trial, *, evidence: set[str], answered_only: bool = False) -> None:

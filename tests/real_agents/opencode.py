@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from terminal import Terminal, wait_until
+from terminal import PATIENCE_S, Terminal, wait_until
 
 from tracebridge.agents.opencode import prepare
 
@@ -40,7 +40,7 @@ class Running:
     def send(self, signal_number: signal.Signals) -> None:
         self.process.send_signal(signal_number)
 
-    def finish(self, timeout: float = 120.0) -> Finished:
+    def finish(self, timeout: float = PATIENCE_S) -> Finished:
         try:
             exit_code = self.process.wait(timeout)
         finally:
@@ -141,7 +141,7 @@ class OpenCode:
             env=self.environment(),
         )
         try:
-            terminal.wait_for_text("Ask anything", 60)
+            terminal.wait_for_text("Ask anything")
         except BaseException:
             terminal.close()
             raise

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from opencode import MODEL, Finished, OpenCode
-from terminal import Terminal, wait_until
+from terminal import PATIENCE_S, Terminal, wait_until
 
 from tracebridge.testing.scripted_model import (
+    Attempt,
     Cut,
     Hold,
     HttpError,
@@ -325,6 +326,27 @@ def queued_prompt(stage: Stage) -> Played:
         return _leave(opencode, terminal)
 
 
+def two_sessions(stage: Stage) -> Played:
+    """Two at once in one folder, each held until both have asked."""
+    for word in ("red", "green"):
+        stage.model.script(
+            {
+                f"work on {word}": [
+                    Reply([_bash(f"echo {word}")], hold=Hold("both")),
+                    Reply([Text(f"{word} done.")]),
+                ]
+            }
+        )
+    opencode = stage.opencode()
+    running = []
+    for word in ("red", "green"):
+        # One behind the other: two that find no database both begin to make it.
+        running.append(opencode.start(f"work on {word}"))
+        stage.model.wait_for_request(_asks(f"work on {word}"), PATIENCE_S)
+    stage.model.gate("both").set()
+    return _played(opencode, *(each.finish() for each in running))
+
+
 SCENARIOS: dict[str, Callable[[Stage], Played]] = {
     scenario.__name__.rstrip("_"): scenario
     for scenario in (
@@ -348,8 +370,13 @@ SCENARIOS: dict[str, Callable[[Stage], Played]] = {
         permission_allowed,
         permission_denied,
         queued_prompt,
+        two_sessions,
     )
 }
+
+
+def _asks(prompt: str) -> Callable[[Attempt], bool]:
+    return lambda attempt: attempt.prompt == prompt and attempt.request_class == "main"
 
 
 def _killed_in_a_tool(stage: Stage, signal_number: signal.Signals) -> Played:

@@ -20,6 +20,9 @@ from typing import Any, Self
 
 import pyte
 
+# A wait ends when what is waited for is there: how long it may take costs nothing.
+PATIENCE_S = 180.0
+
 KEYS = {
     "enter": "\r",
     "escape": "\x1b",
@@ -79,7 +82,7 @@ class Terminal:
         with self._changed:
             return "\n".join(line.rstrip() for line in self._screen.display)
 
-    def wait_for_text(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
+    def wait_for_text(self, pattern: str, timeout: float = PATIENCE_S) -> re.Match[str]:
         """Return where the screen shows *pattern*, now or when it comes."""
         found: list[re.Match[str]] = []
 
@@ -97,7 +100,7 @@ class Terminal:
             )
         return found[0]
 
-    def wait_until_gone(self, pattern: str, timeout: float = 30.0) -> None:
+    def wait_until_gone(self, pattern: str, timeout: float = PATIENCE_S) -> None:
         with self._changed:
             if not self._changed.wait_for(lambda: not re.search(pattern, self.text), timeout):
                 raise TimeoutError(f"the screen still shows {pattern!r}:\n{self.text}")
@@ -114,7 +117,7 @@ class Terminal:
         self.wait_for_text(re.escape(line[-20:]))
         self.press("enter")
 
-    def answer(self, key: str, question: str, timeout: float = 30.0) -> None:
+    def answer(self, key: str, question: str, timeout: float = PATIENCE_S) -> None:
         """Press *key* until *question* is gone: a dialog ignores keys in its first moments."""
         deadline = time.monotonic() + timeout
         while True:
@@ -127,24 +130,26 @@ class Terminal:
             else:
                 return
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         return self.process.wait(timeout)
 
-    def wait_for_end(self, timeout: float = 30.0) -> None:
+    def wait_for_end(self, timeout: float = PATIENCE_S) -> None:
         """Wait until all is drawn that the program wrote before it ended."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._ended, timeout):
                 raise TimeoutError(f"the program does not end; it shows:\n{self.text}")
 
     def close(self) -> None:
-        for signal_number in (signal.SIGHUP, signal.SIGKILL):
-            if self.process.poll() is not None:
-                break
-            self.process.send_signal(signal_number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
+        if self.process.poll() is None:
+            # All that it started, too: some agents are a child of themselves.
+            for signal_number in (signal.SIGHUP, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal_number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(5)
+            self.process.wait()
         self._ended = True
-        self._pump.join(5)
+        self._pump.join(PATIENCE_S)
         os.close(self._master)
 
     def __enter__(self) -> Self:
@@ -177,7 +182,7 @@ class Terminal:
 
 
 def wait_until(
-    condition: Callable[[], bool], timeout: float = 30.0, complaint: str = "it did not happen"
+    condition: Callable[[], bool], timeout: float = PATIENCE_S, complaint: str = "it did not happen"
 ) -> None:
     deadline = time.monotonic() + timeout
     while not condition():

@@ -301,7 +301,7 @@ def test_integrate_is_all_it_takes(tmp_path, monkeypatch):
         subprocess.run([*command, "integrate", "claude-code"], check=True)
         assert settings.read_bytes() != before
         assert claude.run("say hello").exit_code == 0
-        receiver.wait_for(lambda receiver: len(receiver.spans) == 2, timeout=60)
+        receiver.wait_for(lambda receiver: len(receiver.spans) == 2)
         wait_until(lambda: not is_watched(home), complaint="the idle watcher does not leave")
         names = {span.name.split()[0] for span in receiver.spans}
         assert names == {"invoke_agent", "chat"}

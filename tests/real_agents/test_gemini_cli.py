@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,6 +85,7 @@ OUTCOMES = {
     "stream_cut": ["failed"],
     "stream_cut_once": ["completed"],
     "sigint_stream": ["interrupted"],
+    "sigterm_stream": ["interrupted"],
     "sigkill_stream": ["abandoned"],
     "interactive": ["completed", "completed", "interrupted"],
     "subagent": ["completed"],
@@ -197,7 +200,7 @@ def test_without_a_launcher_and_without_tools(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tools", "stream_cut_once"])
 def test_native_telemetry(name, tmp_path, monkeypatch):
-    """Its own telemetry, sent to our gateway, makes each answer's link exact by its response id."""
+    """Its own telemetry, sent to our gateway, makes the links of answers without tools exact, too."""
     with trial(name, tmp_path, monkeypatch, kind=EXPORTING) as played:
         assert played.outcomes == OUTCOMES[name]
         # Under load a turn may be over for longer than telemetry takes to come.
@@ -206,7 +209,8 @@ def test_native_telemetry(name, tmp_path, monkeypatch):
         judge_spans(played)
         judge_tokens(played)
         with Store(played.home) as store:
-            assert set(store.link_counts()) == {"response_id"}
+            assert "response_id" in store.link_counts()
+            assert set(store.link_counts()) <= {"response_id", "tool_call_id"}
 
 
 def test_without_a_gateway(tmp_path, monkeypatch):
@@ -245,3 +249,99 @@ def test_tools_and_edits(tmp_path, monkeypatch):
             ("nope.py", None, None, True),
         ]
         assert len(played.of_type("thinking")) == 3
+
+
+UNLAUNCHED = {
+    "permission": ["completed", "interrupted", "completed"],
+    "compact": ["completed", "completed", "completed"],
+    "auto_compact": ["completed", "completed"],
+    "queued_prompt": ["completed", "completed"],
+    "fork": ["completed", "completed"],
+}
+
+
+@contextmanager
+def judged(name: str, tmp_path: Path, monkeypatch: Any, **more: Any) -> Iterator[Trial]:
+    """Play a behaviour with hooks in the settings, and judge what is true of all of them."""
+    with trial(name, tmp_path, monkeypatch, kind=GEMINI_CLI, **more) as played:
+        assert played.outcomes == UNLAUNCHED[name]
+        judge_calls(played, evidence={"turn_id", "response_id", "tool_call_id", "session_window"})
+        judge_tools(played)
+        judge_spans(played)
+        judge_tags(played)
+        judge_tokens(played)
+        judge_secrets(played)
+        before = len(played.spans)
+        played.take_in_again()
+        assert len(played.spans) == before
+        yield played
+
+
+@pytest.mark.shows("permission")
+def test_waiting_for_approval(tmp_path, monkeypatch):
+    """Each wait is a span in its tool call; what was refused says so, and the next turn is clean."""
+    with judged("permission", tmp_path, monkeypatch) as played:
+        tools = {tool.span_id: tool for tool in played.of_type("tool")}
+        waits = sorted(played.of_type("permission"), key=lambda span: span.start_ns)
+        decided = [wait.attributes[semconv.PERMISSION_DECISION] for wait in waits]
+        assert decided == ["allow", "allow", "deny"]
+        assert {wait.parent_span_id for wait in waits} == tools.keys()
+        for wait in waits:
+            tool = tools[wait.parent_span_id]
+            assert tool.start_ns <= wait.start_ns < wait.end_ns <= tool.end_ns
+        # When it was allowed nobody tells, when it was refused the tool's end.
+        assert [semconv.END_UNKNOWN in wait.attributes for wait in waits] == [True, True, False]
+        refused = tools[waits[-1].parent_span_id]
+        assert refused.attributes[semconv.ERROR_TYPE] == "permission_denied"
+        assert [turn.attributes[semconv.TURN_CALLS] for turn in played.turns] == [2, 2, 1]
+
+
+@pytest.mark.shows("compact")
+@pytest.mark.parametrize("launched", [False, True], ids=["hooks", "launched"])
+def test_compress(launched, tmp_path, monkeypatch):
+    """/compress is a turn with a compaction, its calls underneath; the turn before it stays well."""
+    how = {"gateway": False, "launcher": LAUNCHER} if launched else {}
+    with judged("compact", tmp_path, monkeypatch, **how) as played:
+        (compaction,) = played.of_type("compaction")
+        assert compaction.attributes[semconv.COMPACTION_TRIGGER] == "manual"
+        inside = [c for c in played.of_type("llm") if c.parent_span_id == compaction.span_id]
+        assert {call.attributes[semconv.LLM_PURPOSE] for call in inside} == {"compaction"}
+        assert all(compaction.start_ns <= c.start_ns < compaction.end_ns for c in inside)
+        # It has its summary looked over by the model that wrote it.
+        assert [turn.attributes[semconv.TURN_CALLS] for turn in played.turns] == [2, 2, 2]
+        assert len(inside) == 2
+
+
+@pytest.mark.shows("auto_compact")
+@pytest.mark.parametrize("launched", [False, True], ids=["hooks", "launched"])
+def test_automatic_compression(launched, tmp_path, monkeypatch):
+    """Before a prompt's first call and between its tools: each with its calls, all in its turn."""
+    how = {"gateway": False, "launcher": LAUNCHER} if launched else {}
+    with judged("auto_compact", tmp_path, monkeypatch, **how) as played:
+        _, second = played.turns
+        compactions = sorted(played.of_type("compaction"), key=lambda span: span.start_ns)
+        assert len(compactions) == 2
+        for compaction in compactions:
+            assert compaction.trace_id == second.trace_id
+            assert compaction.attributes[semconv.COMPACTION_TRIGGER] == "auto"
+            inside = [c for c in played.of_type("llm") if c.parent_span_id == compaction.span_id]
+            assert [call.attributes[semconv.LLM_PURPOSE] for call in inside] == ["compaction"] * 2
+            assert all(compaction.start_ns <= c.start_ns < compaction.end_ns for c in inside)
+
+
+@pytest.mark.shows("queued_prompt")
+def test_prompts_said_while_it_works(tmp_path, monkeypatch):
+    """What was said meanwhile is together the prompt of the next turn."""
+    with judged("queued_prompt", tmp_path, monkeypatch) as played:
+        prompts = [turn.attributes[semconv.OI_INPUT] for turn in played.turns]
+        assert prompts == ["tell a tale", "say hello\n\nand be brief"]
+        assert [turn.attributes[semconv.TURN_CALLS] for turn in played.turns] == [1, 2]
+
+
+@pytest.mark.shows("fork")
+def test_a_session_that_begins_with_anothers(tmp_path, monkeypatch):
+    """What a session took over from a file is not told of again."""
+    with judged("fork", tmp_path, monkeypatch) as played:
+        sessions = [turn.attributes[semconv.CONVERSATION_ID] for turn in played.turns]
+        assert tuple(sessions) == played.played.session_ids
+        assert [turn.attributes[semconv.TURN_CALLS] for turn in played.turns] == [2, 2]

@@ -57,8 +57,8 @@ def test_a_projects_env_file_leads_no_trace_away(named, tmp_path, monkeypatch):
         (agent.project / ".env").write_text("".join(lines))
         integrate(home, agent)
         assert agent.run(PROMPT).exit_code == 0
-        wait_until(lambda: told_in(where) > 0, timeout=90, complaint="the turn is not told")
-        wait_until(lambda: not is_watched(where), 90, "the idle watcher does not leave")
+        wait_until(lambda: told_in(where) > 0, complaint="the turn is not told")
+        wait_until(lambda: not is_watched(where), complaint="the idle watcher does not leave")
         with Store(where) as store:
             (row,) = store.turns()
             expected = {span.span_id for span in store.spans(row.trace_id)}

@@ -221,12 +221,12 @@ def test_in_one_turn_and_out_again(slug, tmp_path, monkeypatch):
             integrate(slug, *gateway, *case.options)
             wired = [files_in(folder) for folder in folders]
             assert agent.run(PROMPT).exit_code == 0
-            wait_until(lambda: told(receiver), timeout=60, complaint="no turn arrives")
+            wait_until(lambda: told(receiver), complaint="no turn arrives")
         if "--trust-hooks" in case.options:
             (found,) = known_hooks(str(CODEX), agent.config, agent.environment())
             states = {(is_ours(hook), hook["trustStatus"]) for hook in found["hooks"]}
             assert states == {(True, "trusted"), (False, "untrusted")}
-        wait_until(lambda: not is_watched(home), 60, "the idle watcher does not leave")
+        wait_until(lambda: not is_watched(home), complaint="the idle watcher does not leave")
         # What came when it was about to leave.
         subprocess.run([sys.executable, "-m", "tracebridge", "watch", "--once"], check=True)
         judge(receiver, model, case, mark(tmp_path / "play"))
@@ -314,8 +314,8 @@ def test_the_plugin_tells_of_a_turn(tmp_path, monkeypatch):
                 check=True,
             )
         assert agent.run(PROMPT).exit_code == 0
-        wait_until(lambda: told(receiver), timeout=60, complaint="no turn arrives")
-        wait_until(lambda: not is_watched(home), 60, "the idle watcher does not leave")
+        wait_until(lambda: told(receiver), complaint="no turn arrives")
+        wait_until(lambda: not is_watched(home), complaint="the idle watcher does not leave")
         # What came when it was about to leave.
         subprocess.run([sys.executable, "-m", "tracebridge", "watch", "--once"], check=True)
         (chat,) = [s for s in receiver.spans if s.attributes[semconv.SPAN_TYPE] == "llm"]

@@ -59,6 +59,7 @@ OUTCOMES = {
     # Refused, OpenCode stops and waits for what the user has to say.
     "permission_denied": ["interrupted"],
     "queued_prompt": ["completed", "completed"],
+    "two_sessions": ["completed", "completed"],
 }
 
 

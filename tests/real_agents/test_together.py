@@ -117,7 +117,7 @@ def test_four_agents_at_once_do_not_mix(tmp_path: Path, monkeypatch):
                     runs.append(player.start(stage, player.prompt))
                 for player in PLAYERS:
                     # Until each of them waits for its model, none gets an answer.
-                    models[player.kind.family].wait_until_held(player.kind.slug, 120)
+                    models[player.kind.family].wait_until_held(player.kind.slug)
                 for player in PLAYERS:
                     models[player.kind.family].gate(player.kind.slug).set()
                 finished = [run.finish() for run in runs]

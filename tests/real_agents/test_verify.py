@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beside import started
 from claude import ClaudeCode
 from codex import CodexCli
 from gemini import MODEL as GEMINI_MODEL
 from gemini import GeminiCli
 from opencode import MODEL as OPENCODE_MODEL
 from opencode import OpenCode
-from terminal import wait_until
+from terminal import PATIENCE_S, wait_until
 
 from tracebridge.agents import agent
 from tracebridge.agents.codex_cli.routing import hook_hash
@@ -89,7 +90,7 @@ class Set:
             env=self.env,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
 
@@ -134,13 +135,11 @@ def set_up(
 @contextmanager
 def watching(home: Path, env: Mapping[str, str]) -> Iterator[None]:
     """Have a watcher, so that none has to be waited for that a hook started."""
-    process = subprocess.Popen([sys.executable, "-m", "tracebridge", "watch"], env=env)
-    try:
+    with started([sys.executable, "-m", "tracebridge", "watch"], env=env) as process:
         wait_until(lambda: is_watched(home), complaint="the watcher does not come up")
         yield
-    finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 def approve(codex: CodexCli) -> None:
@@ -229,18 +228,19 @@ def test_a_turn_that_fails(tmp_path):
 def test_a_turn_that_its_user_makes(tmp_path):
     """With --wait nothing is started: somebody else's turn is followed."""
     with set_up("claude-code", tmp_path) as ready:
-        waiting = subprocess.Popen(
-            [sys.executable, "-m", "tracebridge", "verify", "claude", "--wait", "--timeout", "90"],
+        command = [sys.executable, "-m", "tracebridge", "verify", "claude", "--wait"]
+        with started(
+            [*command, "--timeout", str(PATIENCE_S)],
             cwd=ready.player.project,
             env=ready.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )
-        assert "waiting" in waiting.stderr.readline()
-        prompt = routing_module(agent("claude-code")).PROMPT
-        assert ready.player.run(prompt).exit_code == 0
-        said, errors = waiting.communicate(timeout=120)
+        ) as waiting:
+            assert "waiting" in waiting.stderr.readline()
+            prompt = routing_module(agent("claude-code")).PROMPT
+            assert ready.player.run(prompt).exit_code == 0
+            said, errors = waiting.communicate(timeout=2 * PATIENCE_S)
         assert waiting.returncode == 0, said + errors
         assert "linked exactly" in said
 
@@ -306,7 +306,7 @@ def test_lines_typed_by_hand_route_the_agent(slug, tmp_path):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr

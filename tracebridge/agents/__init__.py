@@ -124,6 +124,8 @@ class Agent(Protocol):
     # Whether it keeps a session's main transcript open for as long as it runs: then one that
     # nobody has open is that of a session whose process is gone.
     KEEPS_TRANSCRIPT_OPEN: bool
+    # Whether hooks or transcripts tell which version it is.
+    TELLS_VERSION: bool
 
     def parse_hook(self, event: HookEvent) -> Reading:
         """Return what one hook event tells. Never raises: what does not parse is noted."""

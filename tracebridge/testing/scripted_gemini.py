@@ -56,6 +56,8 @@ class _GeminiHandler(Handler):
             self._answer(attempt, _as_messages(found[1], method, body, attempt))
             if _is_subagents(body):
                 self.play.update(attempt, request_class="subagent")
+            elif "<state_snapshot>" in json.dumps(body.get("systemInstruction")):
+                self.play.update(attempt, request_class="compaction")
         else:
             self._send_error(attempt, HttpError(404, f"no such method: {path}"))
 

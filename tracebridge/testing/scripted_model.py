@@ -195,12 +195,12 @@ class ScriptedModel:
     def gate(self, name: str) -> threading.Event:
         return self._play.gate(name)
 
-    def wait_until_held(self, gate: str, timeout: float = 30.0) -> None:
+    def wait_until_held(self, gate: str, timeout: float = 120.0) -> None:
         play = self._play
         play.wait(lambda: play.is_held(gate), timeout, f"no reply is held at {gate!r}")
 
     def wait_for_request(
-        self, predicate: Callable[[Attempt], bool], timeout: float = 30.0
+        self, predicate: Callable[[Attempt], bool], timeout: float = 120.0
     ) -> Attempt:
         """Return the first attempt that fits, now or when it comes or changes."""
         found: list[Attempt] = []

@@ -28,12 +28,14 @@ ALIASES = ("claude",)
 PROGRAM = "claude"
 TESTED_VERSION = "2.1.329"
 KEEPS_TRANSCRIPT_OPEN = False
+TELLS_VERSION = True
 
 __all__ = [
     "ALIASES",
     "KEEPS_TRANSCRIPT_OPEN",
     "PROGRAM",
     "SLUG",
+    "TELLS_VERSION",
     "TESTED_VERSION",
     "edits",
     "find_transcript",

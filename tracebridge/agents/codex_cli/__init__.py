@@ -36,12 +36,14 @@ ALIASES = ("codex",)
 PROGRAM = "codex"
 TESTED_VERSION = "0.169.0"
 KEEPS_TRANSCRIPT_OPEN = True
+TELLS_VERSION = True
 
 __all__ = [
     "ALIASES",
     "KEEPS_TRANSCRIPT_OPEN",
     "PROGRAM",
     "SLUG",
+    "TELLS_VERSION",
     "TESTED_VERSION",
     "edits",
     "find_transcript",

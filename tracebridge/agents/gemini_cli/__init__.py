@@ -3,7 +3,8 @@
 Format facts, each seen with 0.61.0:
 
 * Neither hooks nor chat file name a turn. A turn is a user message with text; its key is that
-  message's ordinal in the session, counted over all of the session's chat files.
+  message's ordinal in the session, counted over all of the session's chat files; that of
+  `/compress` is the last one's with `/compress` behind it.
 * BeforeAgent fires some 20 ms before its message is in the chat file.
 * Tool hooks name no tool call id; the chat file does, as `<tool>__<id that the model gave>`, once
   the tool is done.
@@ -15,6 +16,14 @@ Format facts, each seen with 0.61.0:
 * A resumed session begins with a `$set` of its history: the same ids, new times, no token counts.
 * A prompt broken off by Escape is rolled back, too, behind an `info` line that says so; AfterAgent
   fires as after an answer.
+* Of a tool that the user is asked about, `Notification` tells when, and not which: BeforeTool fired
+  for it right before. Nothing tells when it was allowed. Refused, its turn is broken off, and the
+  whole history stands there anew, line by line under new ids, as behind `/chat resume`.
+* History that was summed up is a `$set` that begins with the summary and a fixed answer to it; what
+  is kept of the latest has new ids. PreCompress fires before each model call as `auto`, whether or
+  not anything is summed up, and as `manual` for `/compress`, which fires nothing else.
+* What is typed while it works is put together to one prompt, for when it is done.
+* `--session-file` begins a session with lines of another: older than its `startTime`.
 * A subagent has a chat file of its own, `chats/<session>/<agent>.jsonl`; the line of the tool call
   that started it has its `agentId`. Its tools fire the session's hooks and name no subagent.
 * A chat file may be deleted at the start of another process; what is still written to it makes a
@@ -41,6 +50,7 @@ ALIASES = ("gemini",)
 PROGRAM = "gemini"
 TESTED_VERSION = "0.61.0"
 KEEPS_TRANSCRIPT_OPEN = False
+TELLS_VERSION = False
 
 __all__ = [
     "ALIASES",
@@ -48,6 +58,7 @@ __all__ = [
     "PROGRAM",
     "SLUG",
     "TELEMETRY",
+    "TELLS_VERSION",
     "TESTED_VERSION",
     "edits",
     "find_transcript",

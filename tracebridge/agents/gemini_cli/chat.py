@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from tracebridge.agents.gemini_cli.payload import (
     prompt,
 )
 from tracebridge.agents.gemini_cli.prompts import (
+    Copying,
+    compress_key,
     remember_session,
     session_files,
     session_of,
     subagent_files,
+    summary_in,
     text_of_prompt,
     turn_at,
 )
 from tracebridge.fields import as_json, count_of, dict_of, dicts_in, moment_of, text_of
 from tracebridge.lines import parse_object, read_objects
 from tracebridge.model import (
+    Compaction,
     ModelCall,
     Outcome,
     Part,
@@ -43,6 +48,7 @@ from tracebridge.model import (
 SILENT_LINES = frozenset({"info", "error", "warning"})
 # What the user is told who pressed Escape; AfterAgent fires then as after an answer.
 CANCELLED = "Request cancelled."
+DENIED = "User denied execution."
 
 
 def transcripts(path: Path) -> Iterable[Path]:
@@ -121,6 +127,15 @@ class _ChatReader:
         self._asked_ns: int | None = memory.get("asked_ns")
         # A message that is written again is still the same call.
         self._started: dict[str, int] = dict(memory.get("started", {}))
+        self._copying = Copying(**memory.get("copying", {}))
+        # A prompt was said that has no answer yet.
+        self._at_work: bool = memory.get("at_work", False)
+        # Nothing but history was read since the process began.
+        self._is_fresh: bool = memory.get("is_fresh", True)
+        # The answer to the summary that history begins with.
+        self._summary_id: str | None = memory.get("summary_id")
+        # When history was summed up between two turns, and nothing yet says for what.
+        self._compacted_ns: int | None = memory.get("compacted_ns")
 
     def memory(self) -> Mapping[str, Any]:
         return {
@@ -130,12 +145,19 @@ class _ChatReader:
             "prompt_id": self._prompt_id,
             "asked_ns": self._asked_ns,
             "started": dict(list(self._started.items())[-50:]),
+            "copying": asdict(self._copying),
+            "at_work": self._at_work,
+            "is_fresh": self._is_fresh,
+            "summary_id": self._summary_id,
+            "compacted_ns": self._compacted_ns,
         }
 
     def knows_session(self, line: dict[str, Any]) -> bool:
         return self._session_id is not None or isinstance(line.get("sessionId"), str)
 
     def read(self, line: dict[str, Any]) -> None:
+        if self._copying.is_copy(line):
+            return
         if "$set" in line:
             self._read_patch(dict_of(line["$set"]))
         elif "$rewindTo" in line:
@@ -148,6 +170,7 @@ class _ChatReader:
             self._session_id = session_id
             # Resumed within the minute, the session goes on in the same file, from its beginning.
             self._prompt_id = None
+            self._is_fresh = True
             info = SessionInfo(
                 key="session", transcript=str(self._path), cwd=_project_root(self._path)
             )
@@ -170,8 +193,17 @@ class _ChatReader:
         if not messages:
             return
         time_ns = moment_of(patch.get("lastUpdated"))
+        is_history, self._is_fresh = self._is_fresh, self._is_fresh and len(messages) == 1
+        summary_id = summary_in(messages) or self._summary_id
+        if summary_id != self._summary_id:
+            self._summary_id = summary_id
+            if not is_history and time_ns is not None:
+                self._read_compaction(time_ns)
+                return
         kept = {message.get("id") for message in messages}
-        if self._prompt_id is not None and self._prompt_id not in kept and time_ns is not None:
+        # What was answered can be gone back behind, and has not failed.
+        is_gone = self._at_work and self._prompt_id is not None and self._prompt_id not in kept
+        if is_gone and time_ns is not None:
             failed = TurnEnd(
                 key=f"rolled back:{self._prompt_id}",
                 end_ns=time_ns,
@@ -181,13 +213,25 @@ class _ChatReader:
             self._see(failed, time_ns)
             self._prompt_id = None
 
+    def _read_compaction(self, time_ns: int) -> None:
+        if self._at_work or self._subagent_id is not None:
+            self._see(Compaction(key="compaction", trigger="auto", end_ns=time_ns), time_ns)
+        else:
+            # Asked for by itself, or by the prompt that comes behind it.
+            self._compacted_ns = time_ns
+            self._prompt_id = None
+
     def _read_message(self, message: dict[str, Any]) -> None:
         kind, message_id = text_of(message, "type"), text_of(message, "id")
         time_ns = moment_of(message.get("timestamp"))
         if kind in SILENT_LINES:
-            if message.get("content") == CANCELLED and time_ns is not None:
+            content = message.get("content")
+            if content == CANCELLED and time_ns is not None:
                 self._read_cancel(time_ns)
+            elif content == "" and self._compacted_ns is not None:
+                self._read_compress(self._compacted_ns)
             return
+        self._is_fresh = False
         if time_ns is None or message_id is None:
             self.notes[f"transcript line {str(kind)[:40]!r} without id or time ignored"] += 1
         elif kind == "user":
@@ -197,10 +241,24 @@ class _ChatReader:
                 self._prompt_id = message_id
                 self._turn_key = turn_at(self._path, self._session_id or "", time_ns)
                 self._see(prompt(text, time_ns), time_ns)
+                self._at_work = True
+                if self._compacted_ns is not None:
+                    at_ns, self._compacted_ns = self._compacted_ns, None
+                    self._see(Compaction(key="compaction", trigger="auto", end_ns=at_ns), time_ns)
         elif kind == "gemini":
             self._read_answer(message, message_id, time_ns)
         else:
             self.notes[f"transcript line type {str(kind)[:40]!r} ignored"] += 1
+
+    def _read_compress(self, time_ns: int) -> None:
+        """Tell of a `/compress`: what the user is shown of it has no words in the file."""
+        self._compacted_ns = None
+        before = self._turn_key
+        self._turn_key = compress_key(turn_at(self._path, self._session_id or "", time_ns))
+        self._see(Compaction(key="compaction", trigger="manual", end_ns=time_ns), time_ns)
+        end = TurnEnd(key="compressed", end_ns=time_ns, outcome=Outcome.COMPLETED)
+        self._see(end, time_ns)
+        self._turn_key = before
 
     def _read_cancel(self, time_ns: int) -> None:
         if self._prompt_id is not None:
@@ -209,6 +267,7 @@ class _ChatReader:
             self._see(end, time_ns)
             # It is rolled back, too, but did not fail.
             self._prompt_id = None
+        self._at_work = False
 
     def _read_answer(self, message: dict[str, Any], key: str, time_ns: int) -> None:
         if self._turn_key is None:
@@ -245,6 +304,7 @@ class _ChatReader:
         )
         for tool in tools:
             self._read_tool(tool, time_ns)
+        self._at_work = answer is None or bool(tools)
         if answer is not None and not tools and self._subagent_id is None:
             # Tools that are still to run are not in the line yet; their start says that it goes on.
             self._see(
@@ -274,6 +334,8 @@ class _ChatReader:
         code = exit_code_of(name, said)
         failed = status != "success"
         error_type = {"error": "tool_error", "cancelled": "interrupted"}.get(str(status))
+        if status == "cancelled" and said is not None and said.endswith(DENIED):
+            error_type = "permission_denied"
         self._see(
             ToolCall(
                 key=key,

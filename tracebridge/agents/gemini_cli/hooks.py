@@ -15,15 +15,17 @@ from tracebridge.agents.gemini_cli.payload import (
     input_digest,
     prompt,
 )
-from tracebridge.agents.gemini_cli.prompts import remember_session, turn_at
+from tracebridge.agents.gemini_cli.prompts import compress_key, remember_session, turn_at
 from tracebridge.agents.gemini_cli.telemetry import read_telemetry
 from tracebridge.fields import as_json, dict_of, moment_of, text_of
 from tracebridge.lines import parse_object
 from tracebridge.model import (
     UNNAMED,
+    Compaction,
     HookEvent,
     Outcome,
     Part,
+    PermissionAsk,
     SessionInfo,
     Sighting,
     Source,
@@ -77,6 +79,10 @@ def parse_hook(event: HookEvent) -> Reading:
     if path is not None:
         remember_session(path, session_id)
     turn_key = turn_at(path, session_id, said_ns, beginning=name == "BeforeAgent")
+    if name == "PreCompress":
+        if turn_key.startswith(UNNAMED):
+            return Reading(sightings=(session,), notes=notes)
+        turn_key = compress_key(turn_key)
     told = (
         Sighting(
             agent=SLUG,
@@ -126,6 +132,10 @@ def _parts(name: str, payload: dict[str, Any], now: int) -> Iterator[Part]:
         yield from file_edits(
             key, tool_name, tool_input, response.get("returnDisplay"), failed=failed
         )
+    elif name == "Notification" and payload.get("notification_type") == "ToolPermission":
+        yield PermissionAsk(key=f"ask:{now}", start_ns=now)
+    elif name == "PreCompress" and payload.get("trigger") == "manual":
+        yield Compaction(key="compaction", trigger="manual", start_ns=now)
     elif name == "AfterAgent":
         # What it tells of the answer has pieces of it twice.
         yield TurnEnd(key="stop", end_ns=now, outcome=Outcome.COMPLETED)

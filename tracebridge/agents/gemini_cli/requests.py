@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracebridge.agents.gemini_cli.payload import SLUG
-from tracebridge.fields import dict_of
+from tracebridge.fields import dict_of, dicts_in, text_of
 from tracebridge.model import CallIdentity
 
 # By themselves requests say no more than which program they are of.
@@ -14,6 +14,8 @@ USER_AGENT = "GeminiCLI"
 # A launched process is told to send these.
 SESSION_HEADER = "x-tracebridge-session"
 TURN_HEADER = "x-tracebridge-turn"
+# What the model is told to write where a session is compacted.
+SUMMARY = "<state_snapshot>"
 
 
 def identify_call(headers: Mapping[str, str], body: Mapping[str, Any]) -> CallIdentity | None:
@@ -24,9 +26,15 @@ def identify_call(headers: Mapping[str, str], body: Mapping[str, Any]) -> CallId
     # The router picks a model: it answers in JSON, and never with a tool.
     config = dict_of(body.get("generationConfig"))
     routes = config.get("responseMimeType") == "application/json" and "tools" not in body
+    sums_up = "tools" not in body and SUMMARY in _instruction(body)
     return CallIdentity(
         agent=SLUG,
         session_id=session_id if is_launched else None,
         turn_key=headers.get(TURN_HEADER) if is_launched else None,
-        request_class="auxiliary" if routes else None,
+        request_class="compaction" if sums_up else "auxiliary" if routes else None,
     )
+
+
+def _instruction(body: Mapping[str, Any]) -> str:
+    parts = dicts_in(dict_of(body.get("systemInstruction")).get("parts"))
+    return "".join(text_of(part, "text") or "" for part in parts)

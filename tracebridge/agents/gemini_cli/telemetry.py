@@ -17,11 +17,13 @@ from msgspec.structs import replace
 from tracebridge.agents import Reading, Telemetry
 from tracebridge.agents.gemini_cli.chat import find_transcript
 from tracebridge.agents.gemini_cli.payload import SLUG
-from tracebridge.agents.gemini_cli.prompts import turn_at
+from tracebridge.agents.gemini_cli.prompts import compress_key, turn_at, turn_compacted_for
 from tracebridge.fields import count_of, dicts_in, moment_of, nanoseconds_of, text_of
-from tracebridge.model import ModelCall, Sighting, Source, Usage
+from tracebridge.model import UNNAMED, ModelCall, Sighting, Source, Usage
 
 API_RESPONSE, API_ERROR = "gemini_cli.api_response", "gemini_cli.api_error"
+# The role of calls that sum up a session; `/compress` has a `prompt_id` of its own.
+COMPRESSOR, COMPRESS = "utility_compressor", "compress-"
 DETAILS = "gen_ai.client.inference.operation.details"
 _IDS = frozenset({"session.id", "event.timestamp"})
 _CALL = _IDS | {"model", "prompt_id", "role", "duration_ms", "status_code"}
@@ -96,7 +98,6 @@ def _call(record: dict[str, Any]) -> ModelCall | None:
     duration_ns = nanoseconds_of(record, "duration_ms")
     failed = name == API_ERROR
     status = count_of(record, "status_code")
-    role = text_of(record, "role") or ""
     return ModelCall(
         key=f"telemetry:{end_ns}",
         model=text_of(record, "model"),
@@ -108,8 +109,14 @@ def _call(record: dict[str, Any]) -> ModelCall | None:
         error_type=(str(status) if status else text_of(record, "error.type") or "error")
         if failed
         else None,
-        purpose="auxiliary" if role.startswith("utility") else None,
+        purpose=_purpose(text_of(record, "role") or ""),
     )
+
+
+def _purpose(role: str) -> str | None:
+    if role == COMPRESSOR:
+        return "compaction"
+    return "auxiliary" if role.startswith("utility") else None
 
 
 def _sighting(record: dict[str, Any], call: ModelCall) -> Sighting | None:
@@ -117,13 +124,20 @@ def _sighting(record: dict[str, Any], call: ModelCall) -> Sighting | None:
     if not session_id or call.end_ns is None:
         return None
     chat = find_transcript(session_id, Path.home())
-    subagent_id, number, _ = (text_of(record, "prompt_id") or "").partition("#")
+    prompt_id = text_of(record, "prompt_id") or ""
+    subagent_id, number, _ = prompt_id.partition("#")
+    turn_key = turn_at(chat, session_id, call.end_ns)
+    if call.purpose == "compaction" and chat is not None and not turn_key.startswith(UNNAMED):
+        if prompt_id.startswith(COMPRESS):
+            turn_key = compress_key(turn_key)
+        else:
+            turn_key = turn_compacted_for(chat, session_id, call.end_ns)
     return Sighting(
         agent=SLUG,
         session_id=session_id,
         source=Source.HOOK,
         time_ns=call.end_ns,
-        turn_key=turn_at(chat, session_id, call.end_ns),
+        turn_key=turn_key,
         subagent_id=subagent_id if number and subagent_id != session_id else None,
         part=call,
     )

@@ -25,7 +25,17 @@ from tracebridge.lines import parse_object
 
 # Not BeforeModel and AfterModel: they fire per attempt and chunk, with the whole history.
 HOT_EVENTS = ("BeforeTool", "AfterTool")
-EVENTS = ("SessionStart", "BeforeAgent", *HOT_EVENTS, "AfterAgent", "SessionEnd")
+EVENTS = (
+    "SessionStart",
+    "BeforeAgent",
+    *HOT_EVENTS,
+    "Notification",
+    "PreCompress",
+    "AfterAgent",
+    "SessionEnd",
+)
+# Before each call of the model it fires, too, as `auto`.
+MATCHERS = {"PreCompress": "manual"}
 TIMEOUT_MS = 5000
 # The shell that runs a hook is the agent's child: only so do we learn whose death ends the turn.
 AGENT_PID = "TRACEBRIDGE_AGENT_PID=$PPID "
@@ -61,7 +71,7 @@ def wire_changes(settings: Mapping[str, Any], commands: Mapping[str, str]) -> It
             "command": AGENT_PID + commands["hot" if event in HOT_EVENTS else "hook"],
             "timeout": TIMEOUT_MS,
         }
-        groups[event] = {"matcher": "*", "hooks": [entry]}
+        groups[event] = {"matcher": MATCHERS.get(event, "*"), "hooks": [entry]}
     yield from hook_changes(settings, groups)
 
 

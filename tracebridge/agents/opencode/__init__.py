@@ -39,12 +39,14 @@ ALIASES = ()
 PROGRAM = "opencode"
 TESTED_VERSION = "1.18.33"
 KEEPS_TRANSCRIPT_OPEN = False
+TELLS_VERSION = True
 
 __all__ = [
     "ALIASES",
     "KEEPS_TRANSCRIPT_OPEN",
     "PROGRAM",
     "SLUG",
+    "TELLS_VERSION",
     "TESTED_VERSION",
     "edits",
     "find_transcript",

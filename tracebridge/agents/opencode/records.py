@@ -139,8 +139,9 @@ def part_parts(part: dict[str, Any], key: str, message: str, owner: str | None) 
             text=text_of(part, "text"),
             redacted=not part.get("text"),
         )
+        yield ModelCall(key=message, blocks=(key,))
     elif kind == "text" and "end" in times and not part.get("synthetic"):
-        yield ModelCall(key=message, output_text=text_of(part, "text") or None)
+        yield ModelCall(key=message, output_text=text_of(part, "text") or None, blocks=(key,))
     elif kind == "tool":
         yield from _tool_parts(part, message, owner)
 
@@ -173,7 +174,7 @@ def _tool_parts(part: dict[str, Any], message: str, owner: str | None) -> Iterat
         error_message=error_message,
         exit_code=exit_code,
     )
-    yield ModelCall(key=message, end_ns=start_ns, tool_call_ids=(key,))
+    yield ModelCall(key=message, end_ns=start_ns, tool_call_ids=(key,), blocks=(key,))
     if owner is None and error_message == REJECTED and end_ns is not None:
         yield TurnEnd(key=f"rejected:{key}", end_ns=end_ns, outcome=Outcome.INTERRUPTED)
     if name in EDITING_TOOLS and status != "running":
