@@ -10,7 +10,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -137,12 +136,6 @@ def _value(value: Mapping[str, Any]) -> Any:
     if kind == "intValue":
         return int(plain)
     return [_value(each) for each in plain["values"]] if kind == "arrayValue" else plain
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -31,7 +31,9 @@ def chromium() -> Iterator[Browser]:
     if program is None:
         raise FileNotFoundError("no Chromium on PATH: run `make chromium`")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
+        browser = playwright.chromium.launch(
+            executable_path=program, args=list(FLAGS), timeout=LIMIT_MS
+        )
         try:
             yield browser
         finally:

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import Self
 
-PATIENCE_S = 60
+from beside import free_port
+
+PATIENCE_S = 120
 PROGRAMS = ("redis-server", "valkey-server")
 
 
@@ -24,8 +26,7 @@ class RedisServer:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
 
     @property
     def url(self) -> str:

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from beside import started
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -31,7 +32,7 @@ def run(*arguments):
         [sys.executable, "-m", "tracebridge", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -264,9 +265,9 @@ def test_a_transcript_is_taken_in_once(tmp_path):
 def test_tail_ends_with_its_reader(filled):
     """A closed pipe is no error."""
     tail = [sys.executable, "-m", "tracebridge", "tail", "--json"]
-    with subprocess.Popen(tail, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(tail, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while process.poll() is None and time.monotonic() < deadline:
             who = {"prompt_id": f"prompt {time.time_ns()}"}
             put_hook(filled, time.time_ns(), "UserPromptSubmit", prompt="more", **who)

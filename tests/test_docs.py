@@ -14,7 +14,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import click
 import pytest
+from beside import free_port
 from pypi_programs import Program, installed
 from recordings import lay_out, recordings
 
@@ -188,12 +188,6 @@ def test_needs_are_few_and_known():
     ]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _end_session(process: subprocess.Popen[bytes]) -> None:
     """End what a page started and left running."""
     deadline = time.monotonic() + PATIENCE_S
@@ -242,7 +236,7 @@ class Reader:
         text = "\n".join(script)
         for outside, here in self.elsewhere.items():
             text = text.replace(outside, here)
-        ports = {port: str(_free_port()) for port in PORTS}
+        ports = {port: str(free_port()) for port in PORTS}
         text = re.sub(rf"(?<=[:\s=])({'|'.join(PORTS)})\b", lambda found: ports[found[0]], text)
         path = os.pathsep.join([*map(str, self.folders), os.environ["PATH"]])
         log = self.home.parent / "said"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from beside import free_port
 from setups import ANTHROPIC_KEY, KEYS, Gateway, World
 
 from tracebridge.agents.claude_code.wiring import HOT_EVENTS
@@ -221,10 +221,7 @@ def put(path: str, content: str = "x") -> Act:
 
 
 def refused_port(world: World) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    base_url(f"http://127.0.0.1:{port}/api/anthropic")(world)
+    base_url(f"http://127.0.0.1:{free_port()}/api/anthropic")(world)
 
 
 def listen_there(world: World) -> None:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import requests
+from beside import started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,7 +83,7 @@ def run(*arguments, **more):
         [sys.executable, "-m", "tracebridge", "integrate", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
         **more,
     )
@@ -534,11 +536,10 @@ def test_our_gateway_stands_in_front_of_that(place, home):
         here = Place(scope="global", home=place.home, project=place.project, env=env)
         integrate(agent("claude"), here, Options(gateway=("local",)), home)
         command = [sys.executable, "-m", "tracebridge", "gateway", "--listen", "127.0.0.1:0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
+        with started(command, stdout=subprocess.PIPE, text=True) as gateway:
             url = gateway.stdout.readline().strip()
             body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
-            answer = requests.post(f"{url}/api/anthropic/v1/messages", json=body, timeout=60)
-            gateway.terminate()
+            answer = requests.post(f"{url}/api/anthropic/v1/messages", json=body, timeout=180)
         assert answer.json()["content"][0]["text"] == "Hello."
 
 
@@ -732,8 +733,11 @@ def test_racing_runs_for_all_agents_end_well(user):
     before = everything_in(user)
     command = [sys.executable, "-m", "tracebridge", "integrate", *SLUGS, "--gateway", "respan"]
     quiet = subprocess.DEVNULL
-    racers = [subprocess.Popen(command, stdout=quiet, stderr=quiet) for _ in range(3)]
-    assert [racer.wait(120) for racer in racers] == [0, 0, 0]
+    with ExitStack() as stack:
+        racers = [
+            stack.enter_context(started(command, stdout=quiet, stderr=quiet)) for _ in range(3)
+        ]
+        assert [racer.wait(180) for racer in racers] == [0, 0, 0]
     once = everything_in(user)
     assert run(*SLUGS).returncode == 0
     assert everything_in(user) == once

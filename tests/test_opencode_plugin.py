@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from beside import started
 
 from tracebridge.ids import span_id, trace_id
 from tracebridge.model import HookEvent
@@ -61,7 +62,7 @@ def asked(session=SESSION, agent="build", message=TURN, headers=None):
 def signalled(home, *calls, number, listener=False):
     """Call the plugin's hooks, send its process a signal, and return how that ended."""
     steps = json.dumps({"options": {}, "calls": calls, "listener": listener}).encode()
-    with subprocess.Popen(
+    with started(
         [NODE, "--input-type=module", "-e", STAYING, str(PLUGIN)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -71,7 +72,7 @@ def signalled(home, *calls, number, listener=False):
         process.stdin.close()
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(number)
-        return process.wait(60)
+        return process.wait(180)
 
 
 def answering(key, prompt=TURN, session=SESSION, **facts):
@@ -264,7 +265,7 @@ def test_the_watcher_is_started_with_the_turn(home, tmp_path):
     mark = tmp_path / "mark"
     hook = ["/bin/sh", "-c", f'printf %s "$TRACEBRIDGE_HOME" > {mark}.new; mv {mark}.new {mark}']
     drive(home, said(), options={"hook": hook})
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120
     while not mark.exists():
         assert time.monotonic() < limit, "the hook was not run"
         time.sleep(0.005)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from beside import started
 
 from tracebridge.processes import is_open_for_writing
 
@@ -12,19 +16,12 @@ from tracebridge.processes import is_open_for_writing
 HOLD = "import sys; file = open(sys.argv[1], sys.argv[2]); print(flush=True); sys.stdin.read()"
 
 
-def holder(path, mode: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path), mode],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    process.stdout.readline()
-    return process
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.communicate()
+@contextmanager
+def held(path, mode: str) -> Iterator[None]:
+    command = [sys.executable, "-c", HOLD, str(path), mode]
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"\n"
+        yield
 
 
 def test_a_file_is_open_as_long_as_its_writer_lives(tmp_path):
@@ -32,11 +29,8 @@ def test_a_file_is_open_as_long_as_its_writer_lives(tmp_path):
     path = tmp_path / "file"
     path.write_text("x")
     assert is_open_for_writing(path) is False
-    writer = holder(path, "a")
-    try:
+    with held(path, "a"):
         assert is_open_for_writing(path) is True
-    finally:
-        end(writer)
     assert is_open_for_writing(path) is False
 
 
@@ -44,11 +38,8 @@ def test_a_reader_is_no_writer(tmp_path):
     """A pager or another watcher that has the file open does not count, nor does one that asks."""
     path = tmp_path / "file"
     path.write_text("x")
-    reader = holder(path, "r")
-    try:
+    with held(path, "r"):
         assert is_open_for_writing(path) is False
-    finally:
-        end(reader)
 
 
 def test_to_ask_leaves_nothing_behind(tmp_path):

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from beside import started
 from terminal import Terminal, wait_until
 
 from tracebridge.settings import read_settings
@@ -42,12 +43,12 @@ def claude(tmp_path):
 def watched(home, monkeypatch):
     """Run a watcher of our own, so that none outlives the test."""
     monkeypatch.setenv("TRACEBRIDGE_NO_WATCH", "1")
-    process = subprocess.Popen([sys.executable, "-m", "tracebridge", "watch"])
-    # Before that it does not know yet how to end well.
-    wait_until((home / "watch.lock").exists, 60)
-    yield home
-    process.terminate()
-    assert process.wait(60) == 0
+    with started([sys.executable, "-m", "tracebridge", "watch"]) as process:
+        # Before that it does not know yet how to end well.
+        wait_until((home / "watch.lock").exists)
+        yield home
+        process.terminate()
+        assert process.wait(180) == 0
 
 
 @pytest.fixture
@@ -136,12 +137,11 @@ def test_a_program_that_is_missing_is_named(model, tmp_path):
 def test_a_signal_reaches_the_command(claude, model):
     """Its end is told as a shell tells it, and nothing stays behind."""
     model.script({PROMPT: [Reply((Text("late"),), hold=Hold("gate"))]})
-    process = subprocess.Popen(
-        command(claude, model, "-p", PROMPT), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    model.wait_until_held("gate", 60)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    words = command(claude, model, "-p", PROMPT)
+    with started(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        model.wait_until_held("gate")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=180)
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -152,7 +152,7 @@ def shell(monkeypatch, tmp_path):
     monkeypatch.setenv("TERM", "xterm")
     words = ["bash", "--norc", "--noprofile", "-i"]
     with Terminal(words, cwd=tmp_path, env=os.environ) as terminal:
-        terminal.wait_for_text("ready>", 60)
+        terminal.wait_for_text("ready>")
         yield terminal
 
 
@@ -161,15 +161,15 @@ def test_a_command_can_be_suspended_and_goes_on(claude, model, shell):
     """Ctrl-Z gives the shell its terminal back; `fg` and the turn ends as if nothing had been."""
     model.script({PROMPT: [Reply((Text("Hello at last."),), hold=Hold("gate"))]})
     shell.send(f"{shlex.join(command(claude, model, '-p', PROMPT))}\r")
-    model.wait_until_held("gate", 60)
+    model.wait_until_held("gate")
     shell.send("\x1a")
-    shell.wait_for_text("Stopped", 60)
+    shell.wait_for_text("Stopped")
     shell.send("echo the shell says $((6*7))\r")
-    shell.wait_for_text("the shell says 42", 60)
+    shell.wait_for_text("the shell says 42")
     model.gate("gate").set()
     shell.send("fg\r")
-    shell.wait_for_text("Hello at last.", 60)
-    shell.wait_for_text("turn completed", 60)
+    shell.wait_for_text("Hello at last.")
+    shell.wait_for_text("turn completed")
 
 
 @pytest.mark.usefixtures("watched")
@@ -177,9 +177,9 @@ def test_ctrl_c_is_the_commands(claude, model, shell):
     """It ends as it ends by itself, and its turn is told."""
     model.script({PROMPT: [Reply((Text("late"),), hold=Hold("gate"))]})
     shell.send(f"{shlex.join(command(claude, model, '-p', PROMPT))}; echo code=$?\r")
-    model.wait_until_held("gate", 60)
+    model.wait_until_held("gate")
     shell.press("ctrl-c")
-    shell.wait_for_text("code=130", 60)
+    shell.wait_for_text("code=130")
 
 
 @pytest.mark.usefixtures("watched")
@@ -187,9 +187,9 @@ def test_an_agent_that_suspends_itself_does_not_keep_the_terminal(claude, model,
     """Full-screen programs do, without a word to their group."""
     claude.write_text("#!/bin/sh\nkill -STOP $$\necho went on\n")
     shell.send(f"{shlex.join(command(claude, model, '--version'))}; echo code=$?\r")
-    shell.wait_for_text("Stopped", 60)
+    shell.wait_for_text("Stopped")
     shell.send("fg\r")
-    shell.wait_for_text("went on", 60)
+    shell.wait_for_text("went on")
 
 
 @pytest.mark.usefixtures("watched")
@@ -260,7 +260,7 @@ def test_a_gateway_goes_with_whoever_started_it():
         port = int(url.rpartition(":")[2])
         socket.create_connection(("127.0.0.1", port)).close()
         starter.kill()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port)).close()

@@ -21,7 +21,7 @@ def model():
 
 
 def post(model, *messages, path="/api/chat/completions", stream=True):
-    connection = http.client.HTTPConnection(urlsplit(model.url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(model.url).netloc, timeout=120)
     body = {"model": "m-1", "stream": stream, "messages": list(messages)}
     try:
         connection.request("POST", path, json.dumps(body))

@@ -23,7 +23,7 @@ from tracebridge.testing.scripted_model import (
     ToolUse,
 )
 
-LIMIT = 20
+LIMIT = 120
 TOOLS = [{"name": "Bash", "input_schema": {"type": "object"}}]
 
 

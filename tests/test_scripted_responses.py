@@ -37,7 +37,7 @@ def model():
 
 
 def post(model, *items, path="/api/responses", stream=True):
-    connection = http.client.HTTPConnection(urlsplit(model.url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(model.url).netloc, timeout=120)
     body = {
         "model": "m-1",
         "stream": stream,

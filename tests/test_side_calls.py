@@ -42,7 +42,7 @@ def post(url: str, body: object, **headers: str) -> None:
     data = json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json", **headers})
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             response.read()
     except urllib.error.HTTPError as error:
         error.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import random
 import shutil
@@ -13,8 +15,10 @@ from pathlib import Path
 
 import orjson
 import pytest
+from beside import started
 from claude_files import SECOND, SESSION, TURN, Claude, at, said, used
 
+from tracebridge import watch_lock
 from tracebridge.agents import agent
 from tracebridge.ids import root_span_id, span_id, trace_id
 from tracebridge.model import CallIdentity, GatewayCall, Usage
@@ -22,7 +26,7 @@ from tracebridge.settings import read_settings
 from tracebridge.store import Store
 from tracebridge.testing.receiver import Answer, Receiver
 from tracebridge.watch import watch_once
-from tracebridge.watch_lock import is_watched
+from tracebridge.watch_lock import is_watched, locked
 from tracebridge.watcher import Watcher
 
 TRACE = trace_id("claude-code", SESSION, TURN)
@@ -52,16 +56,11 @@ def tree_of(receiver) -> dict[str, str | None]:
     return {span.name: names.get(span.parent_span_id) for span in receiver.spans}
 
 
-def watcher_process(**env: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tracebridge", "watch"],
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **env},
-    )
+WATCH = [sys.executable, "-m", "tracebridge", "watch"]
 
 
 def wait_until(condition, what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"waited in vain for {what}")
@@ -249,13 +248,11 @@ def test_an_agent_that_was_killed_leaves_an_abandoned_turn(claude, receiver):
 def test_a_launched_command_gives_its_calls_tags_and_its_end(claude, receiver):
     """Through `run`, a turn has the tags that no hook told, and is over with its process."""
     claude.hook(0, "UserPromptSubmit", prompt="hello")
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    call = a_call(launcher_pid=process.pid, launcher_env={"RESPAN_CUSTOMER_ID": "acme"})
-    claude.spool.write_call(call)
-    assert watch_once(read_settings())
-    assert receiver.spans == []
-    process.kill()
-    process.communicate()
+    with started([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        call = a_call(launcher_pid=process.pid, launcher_env={"RESPAN_CUSTOMER_ID": "acme"})
+        claude.spool.write_call(call)
+        assert watch_once(read_settings())
+        assert receiver.spans == []
     assert watch_once(read_settings())
     (root,) = [span for span in receiver.spans if not span.parent_span_id]
     assert root.attributes["tracebridge.turn.outcome"] == "abandoned"
@@ -308,16 +305,23 @@ def test_a_fork_tells_only_what_is_new(claude, receiver, home, tmp_path):
 
 def test_only_one_watcher_lives(home):
     """A second watcher sees the first one's lock and leaves; when the first ends, the lock is free."""
-    first = watcher_process()
-    try:
+    with started(WATCH, stdin=subprocess.DEVNULL) as first:
         wait_until(lambda: is_watched(home), "the first watcher")
-        second = watcher_process()
-        assert second.wait(60) == 0
+        assert subprocess.run(WATCH, timeout=180, check=False).returncode == 0
         assert first.poll() is None
-    finally:
         first.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 0
+        assert first.wait(180) == 0
     assert not is_watched(home)
+
+
+def test_who_only_asks_for_a_watcher_keeps_none_away(home, monkeypatch):
+    """The lock is held for a moment then; one that comes just now waits for that."""
+    home.mkdir()
+    with (home / "watch.lock").open("w") as asking:
+        fcntl.flock(asking, fcntl.LOCK_EX)
+        monkeypatch.setattr(watch_lock.time, "sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
+        with locked(home, None) as lock:
+            assert lock is not None
 
 
 def test_a_killed_watcher_loses_and_doubles_nothing(receiver, tmp_path, home):
@@ -329,10 +333,8 @@ def test_a_killed_watcher_loses_and_doubles_nothing(receiver, tmp_path, home):
         one.simple_turn(began=10 * number)
         trace = trace_id("claude-code", one.session, one.turn)
         expected |= {root_span_id(trace), span_id(trace, "llm", f"msg_{one.turn}")}
-        process = watcher_process()
-        time.sleep(chance.uniform(0.0, 0.8))  # the moment of death, not a synchronisation
-        process.kill()
-        process.wait()
+        with started(WATCH, stdin=subprocess.DEVNULL):
+            time.sleep(chance.uniform(0.0, 0.8))  # the moment of death, not a synchronisation
     assert watch_once(read_settings())
     received = {span.span_id: span.attributes for span in receiver.spans}
     assert received.keys() == expected
@@ -341,26 +343,28 @@ def test_a_killed_watcher_loses_and_doubles_nothing(receiver, tmp_path, home):
 
 
 def test_a_hook_starts_the_watcher_and_the_watcher_leaves_when_idle(home, tmp_path, receiver):
-    """With nothing running, the first hook event is enough for its turn to arrive."""
+    """With nothing running, the first hook event is enough for its turn to arrive; so is the next."""
     home.mkdir()
     (home / "config.toml").write_text(f'sinks = "otlp_http:{receiver.endpoint}"\n')
     hook = Path(__file__).resolve().parent.parent / "hooks" / "tracebridge_hook.py"
     env = {**os.environ, "TRACEBRIDGE_IDLE_MINUTES": "0.02"}
     transcript = str(tmp_path / "none.jsonl")
-    for event in (
-        {"hook_event_name": "UserPromptSubmit", "prompt": "hello"},
-        {"hook_event_name": "Stop", "background_tasks": []},
-    ):
-        payload = {"session_id": SESSION, "prompt_id": TURN, "transcript_path": transcript, **event}
-        subprocess.run(
-            [sys.executable, "-I", "-S", str(hook), "claude-code"],
-            input=orjson.dumps(payload),
-            env=env,
-            check=True,
-        )
-    wait_until(lambda: receiver.spans, "the turn at the backend")
-    assert receiver.spans[-1].span_id == root_span_id(TRACE)
-    wait_until(lambda: not is_watched(home), "the idle watcher to leave")
+    for number, turn in enumerate((TURN, "the next"), start=1):
+        for event in (
+            {"hook_event_name": "UserPromptSubmit", "prompt": "hello"},
+            {"hook_event_name": "Stop", "background_tasks": []},
+        ):
+            told = {"session_id": SESSION, "prompt_id": turn, "transcript_path": transcript}
+            subprocess.run(
+                [sys.executable, "-I", "-S", str(hook), "claude-code"],
+                input=orjson.dumps(told | event),
+                env=env,
+                check=True,
+            )
+        wait_until(lambda number=number: len(receiver.spans) == number, "the turn at the backend")
+        trace = trace_id("claude-code", SESSION, turn)
+        assert receiver.spans[-1].span_id == root_span_id(trace)
+        wait_until(lambda: not is_watched(home), "the idle watcher to leave")
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -369,14 +373,9 @@ def test_a_watcher_leaves_a_home_that_is_gone(claude, home, tmp_path, replaced):
     claude.simple_turn()
     claude.hook(20, "UserPromptSubmit", prompt="and more", prompt_id="another")
     old = tmp_path / "old"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tracebridge", "watch"],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
-    )
-    try:
+    env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with started(WATCH, env=env, **quiet) as process:
         wait_until(lambda: told_turns(home) == 1, "a turn that is told")
         if replaced:
             home.rename(old)
@@ -384,10 +383,7 @@ def test_a_watcher_leaves_a_home_that_is_gone(claude, home, tmp_path, replaced):
             (home / "watch.lock").touch()
         else:
             shutil.rmtree(home)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
+        _, said = process.communicate(timeout=180)
     assert process.returncode == 0, said
     assert f"{home} was removed or replaced; its watcher leaves" in said
     assert "Traceback" not in said
@@ -448,6 +444,41 @@ def test_a_turn_is_told_when_nothing_more_is_to_come(claude, sources, patience):
     watcher.close()
 
 
+def test_a_slow_look_is_no_quiet(claude):
+    """On a busy machine seconds go by within a step: what came meanwhile is looked for first."""
+    ticks = itertools.count(time.time_ns(), 5 * SECOND)
+    claude.simple_turn()
+    watcher = Watcher(read_settings(), clock=lambda: next(ticks))
+    watcher.step()
+    assert not watcher.store.is_told(TRACE)
+    watcher.step()
+    assert watcher.store.is_told(TRACE)
+    watcher.close()
+
+
+def test_a_turn_waits_for_what_the_gateway_saw_of_its_last_call(claude):
+    """Where it saw the others: its record may come after hook and transcript have told the end."""
+    now = [time.time_ns()]
+    claude.hook(0, "UserPromptSubmit", prompt="hello")
+    claude.prompt_line(0, "hello")
+    look = used("toolu_1", "Read")
+    claude.answer_line(2, "msg_1", look, began=1, stop="tool_use")
+    claude.spool.write_call(a_call(response_id="msg_1"))
+    claude.answer_line(3, "msg_2", said("done"), began=2)
+    claude.hook(3, "Stop", last_assistant_message="done", background_tasks=[])
+    watcher = Watcher(read_settings(), clock=lambda: now[0])
+    watcher.step()
+    now[0] += SECOND
+    watcher.step()
+    assert not watcher.store.is_told(TRACE)
+    claude.spool.write_call(a_call(call_id="call-2", response_id="msg_2", start_ns=at(2)))
+    watcher.step()
+    now[0] += SECOND // 2
+    watcher.step()
+    assert watcher.store.is_told(TRACE)
+    watcher.close()
+
+
 def test_a_background_subagent_holds_its_turn_back(claude):
     """A turn whose subagent still works is not told before it ends, or for ten minutes."""
     now = [time.time_ns()]
@@ -492,7 +523,7 @@ def test_a_turn_taken_in_and_not_put_together_is_found_again(claude, receiver, m
     """Killed between taking in and putting together, the next watcher knows whose turn it is."""
     claude.simple_turn()
     watcher = Watcher(read_settings())
-    monkeypatch.setattr(watcher, "_take_in_transcripts", lambda _: exit_of_a_process())
+    monkeypatch.setattr(watcher, "_take_in_transcripts", lambda *_: exit_of_a_process())
     with pytest.raises(SystemExit):
         watcher.step()
     watcher.close()

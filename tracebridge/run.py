@@ -24,6 +24,8 @@ from tracebridge.watch_lock import is_watched
 # How long a helper process may take to come up, and a finished turn to be put together.
 START_S = 20.0
 SETTLE_S = 10.0
+# How long a watcher that lives may take to come to it, on a busy machine.
+BUSY_S = 60.0
 # Where nothing is being put together for so long, nothing more is to come of a command that is done.
 QUIET_S = 4.0
 
@@ -193,16 +195,21 @@ def _say_where(settings: Settings, slug: str, began_ns: int) -> None:
 
 def wait_for_turns(home: Path, slug: str, began_ns: int) -> list[TurnRow]:
     """Return the agent's turns since *began_ns* once all are told, or what there is after a while."""
-    deadline = time.monotonic() + SETTLE_S
-    busy_s = time.monotonic()
+    began = since = busy_s = time.monotonic()
     with Store(home) as store:
         while True:
             turns = [t for t in store.turns() if t.agent == slug and t.start_ns >= began_ns]
+            now, waiting = time.monotonic(), Spool(home).depth()
+            # Taken in, and not put together yet.
+            begun = {session for agent, session in store.open_sessions() if agent == slug}
+            begun -= {turn.session_id for turn in turns}
             # Of a turn that nobody ends the watcher hears once we are gone, too.
-            if any(turn.state != "open" for turn in turns) or Spool(home).depth():
-                busy_s = time.monotonic()
+            if waiting or begun or any(turn.state != "open" for turn in turns):
+                busy_s = now
+            if waiting and now < began + BUSY_S and is_watched(home):
+                since = now
             done = bool(turns) and all(turn.told for turn in turns)
-            if done or time.monotonic() > min(deadline, busy_s + QUIET_S):
+            if done or now > min(since + SETTLE_S, busy_s + QUIET_S):
                 return turns
             time.sleep(0.05)
 

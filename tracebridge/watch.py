@@ -101,6 +101,8 @@ def watch(settings: Settings, *, lock_fd: int | None = None, background: bool = 
             if not lock.is_in_place():
                 logger.error("%s was removed or replaced; its watcher leaves", settings.home)
                 return True
+            if not wake.to_stop:
+                lock.may_be_taken_at_once()
         # A hook that came between the last look and the release saw a living watcher.
         if wake.to_stop or not Spool(settings.home).depth():
             return True

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 LOCK = "watch.lock"
+# How long somebody who only asks whether a watcher lives may hold the lock, on a busy machine.
+ASKING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class Lock:
             return False
         return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
+    def may_be_taken_at_once(self) -> None:
+        """Let the next hook start a watcher, however short ago it was that one started this one."""
+        os.ftruncate(self.descriptor, 0)
+
 
 @contextmanager
 def locked(home: Path, lock_fd: int | None) -> Iterator[Lock | None]:
@@ -37,9 +44,7 @@ def locked(home: Path, lock_fd: int | None) -> Iterator[Lock | None]:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if lock_fd is None:
         lock_fd = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _take(lock_fd):
             os.close(lock_fd)
             yield None
             return
@@ -47,6 +52,18 @@ def locked(home: Path, lock_fd: int | None) -> Iterator[Lock | None]:
         yield Lock(home / LOCK, lock_fd)
     finally:
         os.close(lock_fd)
+
+
+def _take(descriptor: int) -> bool:
+    """Take the lock; say whether it was free, or soon became so."""
+    deadline = time.monotonic() + ASKING_S
+    while True:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
 
 
 def is_watched(home: Path) -> bool:

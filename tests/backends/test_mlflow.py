@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_runs import Turns, answers, free_port, get, hex_of, running, until
+from backend_runs import Turns, answers, get, hex_of, running, until
+from beside import free_port
 from pypi_programs import Program, installed
 
 from tracebridge import semconv

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_runs import Turns, answers, free_port, get, running, until
+from backend_runs import Turns, answers, get, running, until
+from beside import free_port
 from pypi_programs import Program, installed
 
 from tracebridge import semconv

@@ -570,7 +570,9 @@ def misbehaving_backend(world: World, chance: random.Random, short: bool) -> Fig
         home = world.new_home()
         with Receiver() as receiver:
             receiver.rule = rule
-            env = world.env(home, receiver.endpoint, **slow)
+            # All others answer, if the machine is busy perhaps not so soon.
+            given_up = slow if name in ("hangs", "drips") else {}
+            env = world.env(home, receiver.endpoint, **given_up)
             began = time.monotonic()
             ended = world.stepper.order("watch_once", env, batch=7)
             took_s = time.monotonic() - began

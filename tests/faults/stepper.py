@@ -35,11 +35,14 @@ import tracebridge.watcher
 from tracebridge.codec import decode
 from tracebridge.delivery import deliver
 from tracebridge.model import GatewayCall
+from tracebridge.scrub import scrub_text
 from tracebridge.settings import read_settings
 from tracebridge.spool import Spool
 from tracebridge.store import StoreError
 
 tracebridge.watcher.agents()
+# Builds the engine that looks for secrets.
+scrub_text("")
 
 CONNECT = sqlite3.connect
 WRITE = os.write

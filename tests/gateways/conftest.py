@@ -12,7 +12,7 @@ import pytest
 from tracebridge.gateways.proxy import GatewayOptions, serve
 from tracebridge.model import GatewayCall
 
-LIMIT_SECONDS = 20
+LIMIT_SECONDS = 120
 
 
 class Peer:

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.gateways.conftest import LIMIT_SECONDS
 from tracebridge.gateways.proxy import GatewayOptions, OptionsError
 
 MESSAGES = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
@@ -355,7 +356,7 @@ def serve_tls(upstream, certificate):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
     upstream.listener = context.wrap_socket(upstream.listener, server_side=True)
-    upstream.listener.settimeout(20)
+    upstream.listener.settimeout(LIMIT_SECONDS)
 
 
 def test_tls(start_gateway, upstream, certificate, monkeypatch, loop_name):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beside import free_port
 from claude_files import SECOND, SESSION, START, TURN, Claude, said
 
 from tests.gateways.conftest import LIMIT_SECONDS, Peer
@@ -128,7 +129,8 @@ def test_a_gateway_that_is_killed_in_the_middle_of_a_stream(start, upstream, rec
     Of the call that died with it the transcript alone tells.
     """
     began = now()
-    first = start("--upstream", upstream.url)
+    address = f"127.0.0.1:{free_port()}"
+    first = start("--upstream", upstream.url, listen=address)
     client = first.connect()
     ask(client)
     begun, _ = stream("msg_killed")
@@ -143,7 +145,7 @@ def test_a_gateway_that_is_killed_in_the_middle_of_a_stream(start, upstream, rec
     first.process.wait(LIMIT_SECONDS)
     assert Spool(home).depth() == 0
 
-    second = start("--upstream", upstream.url, listen=f"127.0.0.1:{first.port}")
+    second = start("--upstream", upstream.url, listen=address)
     client = second.connect()
     ask(client)
     answer = b"".join(stream("msg_next"))

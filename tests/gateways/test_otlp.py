@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.gateways.conftest import LIMIT_SECONDS
 from tracebridge.gateways.otlp import BODY_LIMIT, log_records, parse_export, reduce
 from tracebridge.gateways.proxy import GatewayOptions, serve
 from tracebridge.model import HookEvent, SpanExport
@@ -99,12 +100,12 @@ class Served:
 
     def __enter__(self):
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(LIMIT_SECONDS)
         return self
 
     def __exit__(self, *_):
         self._loop.call_soon_threadsafe(self._serving.cancel)
-        self._thread.join(20)
+        self._thread.join(LIMIT_SECONDS)
 
     def take(self, told: HookEvent | SpanExport | str) -> None:
         if self.failing:
@@ -118,8 +119,8 @@ class Served:
                 self.notes.put(told)
 
     def connect(self) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.port), 20)
-        connection.settimeout(20)
+        connection = socket.create_connection(("127.0.0.1", self.port), LIMIT_SECONDS)
+        connection.settimeout(LIMIT_SECONDS)
         return connection
 
     def post(self, path: str, body: bytes, **headers: str) -> tuple[int, bytes]:
@@ -260,7 +261,7 @@ def test_spans_that_are_none_are_refused(served, body, headers, status):
     assert found == status
     assert answer
     note = f"export refused ({status}); the gateway says why on stderr"
-    assert served.notes.get(timeout=20) == note
+    assert served.notes.get(timeout=LIMIT_SECONDS) == note
     assert served.exports == []
     assert served.post("/v1/traces", b"{}")[0] == 200
 

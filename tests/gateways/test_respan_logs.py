@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from beside import started
 from claude_files import Claude, at, stamp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -382,19 +383,11 @@ def test_a_running_watcher_asks_by_itself(api, monkeypatch):
     monkeypatch.setenv("RESPAN_LOG_KEY", KEY)
     monkeypatch.setenv("RESPAN_BASE_URL", api.url)
     api.rows = [row("one", 0, timestamp=just_now())]
-    watcher = subprocess.Popen(
-        [sys.executable, "-m", "tracebridge", "watch"],
-        stdin=subprocess.DEVNULL,
-        env=dict(os.environ),
-    )
-    try:
-        deadline = time.monotonic() + 60
+    with started([sys.executable, "-m", "tracebridge", "watch"], stdin=subprocess.DEVNULL):
+        deadline = time.monotonic() + 180
         while status(read_settings())["links"]["waiting"] != 1:
             assert time.monotonic() < deadline, "no call of the log"
             time.sleep(0.02)
-    finally:
-        watcher.terminate()
-        watcher.wait()
 
 
 def test_without_the_setting_nobody_is_asked(api, home, monkeypatch):

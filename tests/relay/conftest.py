@@ -26,7 +26,7 @@ from tracebridge.testing.receiver import Receiver
 
 NOW = 1_795_000_000_000_000_000
 SECOND = 1_000_000_000
-PATIENCE_S = 60
+PATIENCE_S = 120
 PROTOBUF = {"content-type": "application/x-protobuf"}
 SESSION = "2e23f0a0-0000-4000-8000-000000000001"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import orjson
 import pytest
 import requests
 import trustme
+from beside import free_port
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,9 +111,7 @@ def test_a_backend_that_says_nothing_is_given_up_in_time(start_relay, receiver):
 
 def test_a_backend_that_is_not_there(start_relay, capfd):
     """Nothing is acknowledged, and whoever looks after the relay is told once."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    relay = start_relay(backend=read_backend(f"http://127.0.0.1:{port}", {}))
+    relay = start_relay(backend=read_backend(f"http://127.0.0.1:{free_port()}", {}))
     refused = post(relay.url, GOOD)
     assert refused.status_code == 503
     assert "no connection" in said(refused)
