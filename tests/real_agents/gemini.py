@@ -23,13 +23,17 @@ API_KEY = "gemini-fake-0123456789abcdefghij"
 MODEL = "gemini-2.5-pro"
 
 
+def wait_until_idle(terminal: Terminal) -> None:
+    # Between an answer and the hooks behind it nothing shows that it works.
+    terminal.wait_until_it_stays("Type your message", without="esc to cancel")
+
+
 def say(terminal: Terminal, line: str, timeout: float = PATIENCE_S) -> None:
     """Type a line into a waiting prompt and send it.
 
     A return that comes right behind the text is taken for a part of it, and another one needed.
     """
-    terminal.wait_until_gone("esc to cancel")
-    terminal.wait_for_text("Type your message")
+    wait_until_idle(terminal)
     terminal.send(line)
     # The mark before it is another one where Gemini CLI asks for approval.
     terminal.wait_for_text(rf"[*>] +{re.escape(line)}")

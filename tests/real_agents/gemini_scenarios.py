@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gemini import Finished, GeminiCli, say
+from gemini import Finished, GeminiCli, say, wait_until_idle
 from terminal import Terminal
 
 from tracebridge.testing.scripted_gemini import ScriptedGemini
@@ -414,8 +414,7 @@ def _answer(terminal: Terminal, question: str, key: str) -> None:
 
 def _leave_idle(terminal: Terminal) -> int:
     # While hooks run behind the answer, Ctrl-C would break off the turn.
-    terminal.wait_until_gone("esc to cancel")
-    terminal.wait_for_text("Type your message")
+    wait_until_idle(terminal)
     return _leave(terminal)
 
 

@@ -105,6 +105,26 @@ class Terminal:
             if not self._changed.wait_for(lambda: not re.search(pattern, self.text), timeout):
                 raise TimeoutError(f"the screen still shows {pattern!r}:\n{self.text}")
 
+    def wait_until_it_stays(
+        self, pattern: str, *, without: str, for_s: float = 1.0, timeout: float = PATIENCE_S
+    ) -> None:
+        """Wait until the screen shows *pattern* and not *without*, and goes on so.
+
+        Between two things that it does a program looks for a moment as if it did nothing.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            since = None
+            while since is None or time.monotonic() < since + for_s:
+                text = self.text
+                if not re.search(pattern, text) or re.search(without, text):
+                    since = None
+                elif since is None:
+                    since = time.monotonic()
+                if self._ended or time.monotonic() > deadline:
+                    raise TimeoutError(f"the screen does not stay at {pattern!r}:\n{text}")
+                self._changed.wait(for_s / 4)
+
     def send(self, text: str) -> None:
         self._write(text)
 
