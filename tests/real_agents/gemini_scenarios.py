@@ -321,9 +321,7 @@ def queued_prompt(stage: Stage) -> Played:
         say(terminal, "tell a tale")
         stage.model.wait_until_held("typed")
         for line in ("say hello", "and be brief"):
-            terminal.send(line)
-            terminal.wait_for_text(rf"\* +{line}")
-            terminal.answer("enter", rf"\* +{line}")
+            _queue(terminal, line)
         stage.model.gate("typed").set()
         terminal.wait_for_text("Hello there")
         return Played((_leave_idle(terminal),), (session_id,))
@@ -410,6 +408,23 @@ def _answer(terminal: Terminal, question: str, key: str) -> None:
     terminal.wait_for_text(re.escape(question))
     terminal.wait_for_text("Allow once")
     terminal.answer(key, "Allow once")
+
+
+def _queue(terminal: Terminal, line: str) -> None:
+    """Type a line while Gemini CLI works, and press return until it is taken."""
+    terminal.send(line)
+    terminal.wait_for_text(rf"\* +{line}")
+    for attempt in range(20):
+        terminal.press("enter")
+        try:
+            terminal.wait_until_it_stays(
+                r"\* +Type your message", without=rf"\* +{line}", timeout=5.0
+            )
+        except TimeoutError:
+            if attempt == 19:
+                raise
+        else:
+            return
 
 
 def _leave_idle(terminal: Terminal) -> int:
