@@ -171,10 +171,18 @@ def test_work_after_stop_reopens_the_turn():
 
 
 def test_a_turn_without_an_end_is_closed_by_the_next_one():
-    """Escape tells nobody: when the next prompt comes, the last turn was interrupted."""
-    first, second = assembled("s", [prompt(SECOND), prompt(9 * SECOND, turn="u")])
+    """Escape tells nobody: when the agent works on the next prompt, the last turn was interrupted."""
+    work = see(ToolCall(key="a", start_ns=9 * SECOND), 9 * SECOND, turn="u")
+    first, second = assembled("s", [prompt(SECOND), prompt(9 * SECOND, turn="u"), work])
     assert (first.outcome, first.end_ns) == (Outcome.INTERRUPTED, SECOND)
     assert second.state is TurnState.OPEN
+
+
+def test_a_prompt_that_waits_in_a_queue_ends_no_turn():
+    """The agent may be busy with a tool for long, and tell of the prompt already."""
+    tool = see(ToolCall(key="a", start_ns=2 * SECOND), 2 * SECOND)
+    turns = assembled("s", [prompt(SECOND), tool, prompt(3 * SECOND, turn="u")])
+    assert [turn.state for turn in turns] == [TurnState.OPEN, TurnState.OPEN]
 
 
 def test_the_end_of_the_session_interrupts_what_runs():

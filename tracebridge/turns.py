@@ -135,13 +135,11 @@ class TurnAssembler:
             if draft.is_turn:
                 drafts.append(draft)
         drafts.sort(key=lambda draft: (draft.start_ns, draft.turn_key))
-        turns = []
-        for position, draft in enumerate(drafts, start=1):
-            moved_on_ns = drafts[position].start_ns if position < len(drafts) else None
-            if moved_on_ns is None and elsewhere_ns > draft.start_ns:
-                moved_on_ns = elsewhere_ns
-            turns.append(draft.turn(moved_on_ns, over_ns, gone=gone))
-        return turns
+        latest = max((n for n, draft in enumerate(drafts) if draft.is_at_work), default=0)
+        return [
+            draft.turn(over_ns, moved_on=n < latest or elsewhere_ns > draft.start_ns, gone=gone)
+            for n, draft in enumerate(drafts)
+        ]
 
     @property
     def info(self) -> SessionInfo:
@@ -320,8 +318,13 @@ class _Draft:
         known = [start for start in starts if start is not None]
         return min(known or self._moments(), default=0)
 
-    def turn(self, moved_on_ns: int | None, over_ns: int | None, *, gone: bool) -> Turn:
-        end = self._end(moved_on_ns, over_ns, gone=gone)
+    @property
+    def is_at_work(self) -> bool:
+        """Say whether the agent has begun with it: a prompt alone may wait for the turn before."""
+        return bool(self.chats or self.tools or self._ends)
+
+    def turn(self, over_ns: int | None, *, moved_on: bool, gone: bool) -> Turn:
+        end = self._end(over_ns, moved_on=moved_on, gone=gone)
         last_ns = max(self._moments(), default=self.start_ns)
         state = TurnState.FINISHED
         if end is None:
@@ -381,13 +384,13 @@ class _Draft:
             or any(chat.subagent_id == subagent.key for chat in self.chats)
         )
 
-    def _end(self, moved_on_ns: int | None, over_ns: int | None, *, gone: bool) -> TurnEnd | None:
+    def _end(self, over_ns: int | None, *, moved_on: bool, gone: bool) -> TurnEnd | None:
         last_start_ns = max(self._main_starts(), default=0)
         told = self._told_end()
         if told is not None and told.end_ns >= last_start_ns:
             return told
         last_ns = max(self._moments(), default=self.start_ns)
-        if moved_on_ns is not None:
+        if moved_on:
             # Nobody told of an end, yet the session went on: the user broke off, by Escape.
             return TurnEnd(key="moved on", end_ns=last_ns, outcome=Outcome.INTERRUPTED)
         if over_ns is not None:

@@ -308,9 +308,10 @@ def permission_denied(stage: Stage) -> Played:
 def queued_prompt(stage: Stage) -> Played:
     """Say something while the agent works: it takes it up with its next call."""
     hold = Hold("the second is said")
+    # Longer than a turn has to be quiet to be taken for over.
     stage.model.script(
         {
-            "run for long": [Reply([_bash("echo long")], hold=hold), Reply([Text("Ran.")])],
+            "run for long": [Reply([_bash("sleep 3")], hold=hold), Reply([Text("Ran.")])],
             "say hello": [Reply([Text("Hello there.")])],
         }
     )
