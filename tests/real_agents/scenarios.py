@@ -148,6 +148,7 @@ def subagents(stage: Stage) -> Played:
     with claude.interactive("--dangerously-skip-permissions") as terminal:
         terminal.say("send two agents")
         _wait_for_subagent(claude, "Quickly seen.")
+        _wait_for_notices(claude, 1)
         model.gate("quick is back").set()
         _wait_for_turns(claude, 1)
         terminal.say("and now")
@@ -155,6 +156,7 @@ def subagents(stage: Stage) -> Played:
         model.wait_until_held("next turn runs")
         model.gate("next turn runs").set()
         _wait_for_subagent(claude, "Seen for long.")
+        _wait_for_notices(claude, 2)
         model.gate("long is back").set()
         _wait_for_turns(claude, 2)
         return _leave(claude, terminal)
@@ -590,6 +592,18 @@ def _wait_for_subagent(claude: ClaudeCode, last_words: str) -> None:
         lambda: _count(claude, last_words, "*/*/subagents/*.jsonl") > 0,
         complaint=f"no subagent said {last_words!r}",
     )
+
+
+def _wait_for_notices(claude: ClaudeCode, count: int) -> None:
+    """Wait until that many subagents' ends are queued: what comes later has a turn of its own."""
+    enqueued = '"operation":"enqueue"'
+
+    def queued() -> int:
+        paths = claude.transcripts.glob("*/*.jsonl")
+        lines = (line for path in paths for line in path.read_text().splitlines())
+        return sum(enqueued in line and TASK_NOTIFICATION in line for line in lines)
+
+    wait_until(lambda: queued() >= count, complaint=f"{count} subagents were not said to be back")
 
 
 def _leave(claude: ClaudeCode, terminal: Terminal) -> Played:
